@@ -1,0 +1,83 @@
+"""Text to sentence vectors: a tokenizer and a session that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma.artifact import Manifest, open_artifact
+from mexma.batching import split_batches
+from mexma.errors import ArtifactError
+from mexma.session import Device, Session
+from mexma.text import TextTokenizer, TokenBatch
+
+MAX_BATCH_TOKENS = 4096
+MAX_BATCH_ITEMS = 64
+
+
+class Encoder(Protocol):
+    """What the service needs of an encoder; a test may hand it a fake."""
+
+    manifest: Manifest
+    tokenizer: TextTokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the vectors; see `mexma.artifact.Manifest.fingerprint`."""
+        ...
+
+    def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Vectors float32 `[n, dim]` of `n >= 1` token sequences, as one batch."""
+        ...
+
+
+class OnnxEncoder:
+    """An artifact, loaded."""
+
+    def __init__(self, path: Path, *, device: Device = "cpu", threads: int = 0):
+        """Verify and load the artifact at `path`.
+
+        Raises ArtifactError or DeviceUnavailable; see `open_artifact` and `Session`.
+        """
+        artifact = open_artifact(path)
+        self.manifest = artifact.manifest
+        try:
+            self.tokenizer = TextTokenizer(
+                artifact.tokenizer_json(),
+                max_tokens=artifact.manifest.max_tokens,
+                prefix=artifact.manifest.prefix,
+            )
+        except ValueError as error:
+            raise ArtifactError(f"{path}: {error}") from None
+        self.session = Session(artifact, device=device, threads=threads)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        return self.session.run(TokenBatch.pad(sequences, self.manifest.pad_id))
+
+
+def encode(
+    encoder: Encoder,
+    texts: Sequence[str],
+    *,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_batch_items: int = MAX_BATCH_ITEMS,
+) -> NDArray[np.float32]:
+    """Vectors float32 `[len(texts), dim]`, in the order of `texts`, outside any server.
+
+    Length-grouped as the service would do it. Texts beyond the encoder's limit are
+    truncated on the right. Raises InputError for texts that cannot be embedded.
+    """
+    sequences = [t.ids for t in encoder.tokenizer.encode(texts)]
+    out = np.empty((len(sequences), encoder.manifest.dim), np.float32)
+    lengths = [len(s) for s in sequences]
+    for batch in split_batches(lengths, max_tokens=max_batch_tokens, max_items=max_batch_items):
+        out[batch] = encoder.run([sequences[i] for i in batch])
+    return out

@@ -1,0 +1,145 @@
+"""Every error this project raises on purpose, drawn once.
+
+    MexmaError
+    ├── InputError                  what the caller sent cannot be used; names the item
+    │   ├── EmptyText               no text, or a text without a single token
+    │   ├── TextTooLong             longer than the limit, and truncation was refused
+    │   ├── UnencodableText         not valid Unicode (a lone surrogate)
+    │   ├── TokenOutOfRange         a token id this tokenizer does not have
+    │   └── TooManyItems            more items in one request than the limit
+    ├── InstallationError           the packages installed here cannot do the job
+    │   ├── ConflictingPackages     CPU and GPU twins of one package, installed over each other
+    │   └── DeviceUnavailable       the device asked for is not there; we never fall back silently
+    ├── ArtifactError               a model directory was refused
+    │   └── ParityError             an export whose vectors differ too much from the original's
+    ├── CheckpointError             a checkpoint directory was refused
+    ├── EngineError                 inference failed
+    │   └── NonFiniteVector         inference gave NaN or infinity for this item
+    ├── Overloaded                  the queue is full; says when to come back
+    ├── DeadlineExceeded            the work was not finished in the time given
+    └── StoreError                  the vector store refused
+        ├── CollectionNotFound
+        ├── CollectionExists
+        ├── DocumentNotFound
+        ├── FingerprintMismatch     vectors of another encoder
+        └── StoreCorrupt            stored data does not verify
+
+Each says what was expected, what came, and where. The service maps them to status codes
+in one table (`service/http_errors.py`); nothing else knows about HTTP.
+"""
+
+from __future__ import annotations
+
+
+class MexmaError(Exception):
+    """Base of the tree. `str(error)` is one sentence fit to be shown to the user."""
+
+
+class InputError(MexmaError):
+    """The input cannot be used.
+
+    item: zero-based index of the offending item in the request's list, None when the
+    request as a whole is meant. limit: the number that was exceeded, if there is one.
+    """
+
+    def __init__(self, message: str, *, item: int | None = None, limit: int | None = None):
+        super().__init__(message)
+        self.item = item
+        self.limit = limit
+
+
+class EmptyText(InputError):
+    """An item holds nothing to embed."""
+
+
+class TextTooLong(InputError):
+    """An item is longer than `limit`, and the caller refused truncation."""
+
+
+class UnencodableText(InputError):
+    """An item is not valid Unicode and cannot be encoded as UTF-8."""
+
+
+class TokenOutOfRange(InputError):
+    """An item given as token ids holds an id outside the vocabulary."""
+
+
+class TooManyItems(InputError):
+    """The request holds more items than `limit`."""
+
+
+class InstallationError(MexmaError):
+    """The installed packages cannot do what was asked."""
+
+
+class ConflictingPackages(InstallationError):
+    """Two distributions that overwrite each other's files are both installed."""
+
+
+class DeviceUnavailable(InstallationError):
+    """The requested device cannot run the model here."""
+
+
+class ArtifactError(MexmaError):
+    """A directory is not an artifact this version can serve."""
+
+
+class ParityError(ArtifactError):
+    """An exported model's vectors miss the bound against the original's."""
+
+
+class CheckpointError(MexmaError):
+    """A directory is not a checkpoint this version can read."""
+
+
+class EngineError(MexmaError):
+    """Inference failed. item: index within the request, where one item is to blame."""
+
+    def __init__(self, message: str, *, item: int | None = None):
+        super().__init__(message)
+        self.item = item
+
+
+class NonFiniteVector(EngineError):
+    """Inference returned NaN or infinity; such vectors never leave the service."""
+
+
+class Overloaded(MexmaError):
+    """The queue holds more than it may. retry_after_s: a time after which room is likely."""
+
+    def __init__(self, message: str, *, retry_after_s: float):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(MexmaError):
+    """The work was not finished within its deadline."""
+
+
+class StoreError(MexmaError):
+    """The vector store refused an operation."""
+
+
+class CollectionNotFound(StoreError):
+    """No collection of that name."""
+
+
+class CollectionExists(StoreError):
+    """A collection of that name exists already and differs from what was asked."""
+
+
+class DocumentNotFound(StoreError):
+    """No document of that id in the collection."""
+
+
+class FingerprintMismatch(StoreError):
+    """The collection's vectors come from another encoder than the one at hand."""
+
+    def __init__(self, message: str, *, expected: str, found: str):
+        super().__init__(message)
+        self.expected = expected
+        self.found = found
+
+
+class StoreCorrupt(StoreError):
+    """Stored data is damaged; nothing is served from it."""

@@ -1,0 +1,53 @@
+"""Is this environment fit to serve? Asked once, at start.
+
+`onnxruntime` and `onnxruntime-gpu` install the same files, as do `faiss-cpu` and
+`faiss-gpu`; whichever came last wins, silently. We refuse such an environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+
+from mexma.errors import ConflictingPackages, InstallationError
+
+TWINS = {
+    "onnxruntime": (
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "onnxruntime-openvino",
+        "onnxruntime-directml",
+    ),
+    "faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs"),
+}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_installation(version_of: Callable[[str], str | None] = _version) -> dict[str, str]:
+    """Return the one distribution, with version, that provides each runtime package.
+
+    version_of: a distribution's installed version or None; the real one by default. Raises
+    ConflictingPackages when two distributions provide the same package, InstallationError
+    when none does.
+    """
+    found: dict[str, str] = {}
+    for package, candidates in TWINS.items():
+        installed = [(name, version) for name in candidates if (version := version_of(name))]
+        if len(installed) > 1:
+            names = " and ".join(name for name, _ in installed)
+            raise ConflictingPackages(
+                f"{names} are both installed and overwrite each other's files; uninstall all of "
+                "them, then install this project with exactly one of its extras, cpu or gpu"
+            )
+        if not installed:
+            raise InstallationError(
+                f"no package provides {package}; install this project with its extra cpu or gpu"
+            )
+        found[package] = "{} {}".format(*installed[0])
+    return found

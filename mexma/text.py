@@ -1,0 +1,178 @@
+"""Strings to token ids, and an honest account of what was cut.
+
+Refuses to know: models, batches of requests, HTTP. The tokenizer is a Hugging Face
+`tokenizer.json` of any kind; truncation is done here and not by the tokenizer, because
+the caller has to be told how many tokens there were and where the text was cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from mexma.errors import EmptyText, TextTooLong, TokenOutOfRange, UnencodableText
+
+Side = Literal["right", "left"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One text as the encoder sees it.
+
+    ids: int64 `[length]`, special tokens included. seen: tokens of the whole text, special
+    tokens and prefix included; `seen > len(ids)` means the text was truncated. cut_at: the
+    offset, in characters of the caller's text, of the cut (of the first character dropped
+    when the right end was cut, of the first one kept when the left end was); None if
+    nothing was cut.
+    """
+
+    ids: NDArray[np.int64]
+    seen: int
+    cut_at: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Token sequences padded to a rectangle.
+
+    ids: int64 `[n, longest]`, padded on the right. mask: int64 `[n, longest]`, 1 for a
+    token and 0 for padding. Both C-contiguous.
+    """
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+
+    @classmethod
+    def pad(cls, sequences: Sequence[NDArray[np.int64]], pad_id: int) -> TokenBatch:
+        """Pad `sequences` (each int64 `[length]`, length >= 1) to the longest of them."""
+        lengths = np.array([len(s) for s in sequences])
+        mask = (np.arange(lengths.max())[None, :] < lengths[:, None]).astype(np.int64)
+        ids = np.full(mask.shape, pad_id, np.int64)
+        ids[mask.astype(bool)] = np.concatenate(sequences)
+        return cls(ids, mask)
+
+
+class TextTokenizer:
+    """A tokenizer with its length limit and the prefix its encoder was trained with."""
+
+    def __init__(self, tokenizer_json: bytes, *, max_tokens: int, prefix: str = ""):
+        """Raises ValueError when `tokenizer_json` is not a tokenizer."""
+        try:
+            self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"not a tokenizer.json: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        special = np.array(self._tokenizer.encode("a").special_tokens_mask, bool)
+        ids = np.array(self._tokenizer.encode("a").ids, np.int64)
+        first, last = np.flatnonzero(~special)[[0, -1]]
+        self._head, self._tail = ids[:first], ids[last + 1 :]
+        self.overhead_tokens = len(self._head) + len(self._tail)
+        self.max_tokens = max_tokens
+        self.prefix = prefix
+        self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.hash = hashlib.sha256(tokenizer_json).hexdigest()
+        if max_tokens <= self.overhead_tokens:
+            raise ValueError(
+                f"max_tokens must exceed the {self.overhead_tokens} special tokens, got {max_tokens}"
+            )
+
+    def encode(
+        self, texts: Sequence[str], *, truncate: bool = True, side: Side = "right"
+    ) -> list[Tokens]:
+        """Tokenize `texts`; each result is at most `max_tokens` long.
+
+        side: the end that is cut when a text is too long. Raises EmptyText,
+        UnencodableText, or, with `truncate=False`, TextTooLong; each names the item.
+        """
+        for item, text in enumerate(texts):
+            if not text:
+                raise EmptyText(f"item {item} is an empty string; every item needs text", item=item)
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UnencodableText(
+                    f"item {item} is not valid Unicode: lone surrogate U+{ord(text[error.start]):04X} "
+                    f"at character {error.start}",
+                    item=item,
+                ) from None
+        prefixed = [self.prefix + text for text in texts] if self.prefix else list(texts)
+        encoded = self._tokenizer.encode_batch_fast(prefixed, add_special_tokens=True)
+        return [
+            self._fit(item, np.array(e.ids, np.int64), prefixed[item], truncate=truncate, side=side)
+            for item, e in enumerate(encoded)
+        ]
+
+    def from_ids(self, items: Sequence[Sequence[int]], *, truncate: bool = True) -> list[Tokens]:
+        """Accept ids of this tokenizer, with or without its special tokens around them.
+
+        Raises EmptyText, TokenOutOfRange or TextTooLong, each naming the item.
+        """
+        out = []
+        for item, given in enumerate(items):
+            for position, token in enumerate(given):
+                if not 0 <= token < self.vocabulary_size:
+                    raise TokenOutOfRange(
+                        f"item {item} holds token id {token} at position {position}; this "
+                        f"tokenizer's ids are 0 to {self.vocabulary_size - 1}",
+                        item=item,
+                        limit=self.vocabulary_size - 1,
+                    )
+            ids = np.array(given, np.int64)
+            if not self._is_wrapped(ids):
+                ids = np.concatenate([self._head, ids, self._tail])
+            out.append(self._fit(item, ids, None, truncate=truncate, side="right"))
+        return out
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _is_wrapped(self, ids: NDArray[np.int64]) -> bool:
+        head, tail = len(self._head), len(self._tail)
+        return (
+            self.overhead_tokens > 0
+            and len(ids) >= self.overhead_tokens
+            and np.array_equal(ids[:head], self._head)
+            and np.array_equal(ids[len(ids) - tail :], self._tail)
+        )
+
+    def _fit(
+        self, item: int, ids: NDArray[np.int64], text: str | None, *, truncate: bool, side: Side
+    ) -> Tokens:
+        seen = len(ids)
+        if seen <= self.overhead_tokens:
+            raise EmptyText(
+                f"item {item} holds no token that this model's tokenizer knows "
+                "(only white space or invisible characters?)",
+                item=item,
+            )
+        if seen <= self.max_tokens:
+            return Tokens(ids, seen)
+        if not truncate:
+            raise TextTooLong(
+                f"item {item} has {seen} tokens; the limit is {self.max_tokens} and truncation "
+                "was refused",
+                item=item,
+                limit=self.max_tokens,
+            )
+        head, tail = len(self._head), len(self._tail)
+        room = self.max_tokens - self.overhead_tokens
+        content = ids[head : seen - tail]
+        kept = content[:room] if side == "right" else content[len(content) - room :]
+        cut_at = None
+        if text is not None:
+            # only texts that are cut pay for offsets
+            offsets = self._tokenizer.encode(text).offsets[head : seen - tail]
+            start = offsets[room - 1][1] if side == "right" else offsets[len(offsets) - room][0]
+            cut_at = max(0, start - len(self.prefix))
+        return Tokens(np.concatenate([self._head, kept, self._tail]), seen, cut_at)
