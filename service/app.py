@@ -1,0 +1,110 @@
+"""The application: an encoder and a store behind HTTP.
+
+`create_app` takes the world as arguments and keeps nothing global, so a test can hand it a
+fake encoder, and one process can hold two apps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from fastapi_swagger import patch_fastapi
+
+from mexma import __version__
+from mexma.encoder import Encoder
+from service import http_errors
+from service.demo import offer_demo
+from service.embedder import Embedder
+from service.languages import LanguageDetector
+from service.metrics import Metrics
+from service.middleware import RequestBorder
+from service.routes import collections, embeddings, health, page, tei
+from service.settings import Settings
+from service.state import State
+from service.store.protocol import Store
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """Sentence embeddings for when meaning must cross languages, and search over them.
+
+Texts in any of the model's languages become vectors in one space; a collection finds the
+neighbours of a text in other languages in one call."""
+
+
+def create_app(settings: Settings, *, encoder: Encoder, store: Store) -> FastAPI:
+    """The service as an ASGI application.
+
+    encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
+    store: where collections live. The app owns neither's construction, but closes the store
+    when it shuts down.
+    """
+    metrics = Metrics()
+    metrics.encoder.labels(encoder.manifest.name, encoder.fingerprint).set(1)
+    state = State(
+        settings=settings,
+        encoder=encoder,
+        store=store,
+        embedder=Embedder(encoder, settings, metrics),
+        detector=LanguageDetector(),
+        metrics=metrics,
+        starting="starting",
+    )
+    app = FastAPI(
+        title="mexma",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        strict_content_type=False,  # JsonRoute answers 415 itself
+        lifespan=lambda _: _lifespan(state),
+    )
+    http_errors.install(app)
+    app.include_router(embeddings.router(state))
+    app.include_router(collections.router(state))
+    app.include_router(tei.router(state))
+    app.include_router(health.router(state))
+    app.include_router(page.router())
+    # Swagger's files come from the package, not from a content network: /docs works offline.
+    patch_fastapi(app, redirect_from_root_to_docs=False)
+    app.add_middleware(
+        RequestBorder,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout_s=settings.body_timeout_s,
+        metrics=metrics,
+    )
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(state: State) -> AsyncIterator[None]:
+    state.embedder.batcher.start()
+    starting = asyncio.create_task(_start(state), name="start")
+    try:
+        yield
+    finally:
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+        await state.embedder.stop()
+        await asyncio.to_thread(state.store.close)
+
+
+async def _start(state: State) -> None:
+    """What happens while the port is already open; ready turns on at the end."""
+    try:
+        await asyncio.to_thread(state.detector.detect, "warm up")
+        await state.embedder.embed(["warm up"])
+        if state.settings.demo:
+            state.starting = "filling_demo"
+            await offer_demo(state)
+    except Exception:
+        state.starting = "start_failed"
+        log.exception("the service could not start up and stays not ready")
+        return
+    state.starting = None
+    log.info("ready: %s, fingerprint %s", state.encoder.manifest.name, state.encoder.fingerprint)

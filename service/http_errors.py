@@ -1,0 +1,192 @@
+"""The one table from our exceptions to HTTP, in the shapes the contracts ask for.
+
+OpenAI's routes and our own answer `{"error": {"message", "type", "param", "code"}}`, the
+routes of text-embeddings-inference `{"error", "error_type"}`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from mexma import errors
+
+TEI_PATHS = ("/embed", "/info")
+
+
+class Shape(NamedTuple):
+    """How one kind of error looks to a client."""
+
+    status: int
+    type: str  # OpenAI's vocabulary
+    tei_type: str  # text-embeddings-inference's vocabulary
+
+
+# The first class that matches decides, so subclasses stand before their parents.
+TABLE: tuple[tuple[type[errors.MexmaError], Shape], ...] = (
+    (errors.InputError, Shape(422, "invalid_request_error", "Validation")),
+    (errors.CollectionNotFound, Shape(404, "not_found_error", "Validation")),
+    (errors.DocumentNotFound, Shape(404, "not_found_error", "Validation")),
+    (errors.CollectionExists, Shape(409, "conflict_error", "Validation")),
+    (errors.FingerprintMismatch, Shape(409, "conflict_error", "Validation")),
+    (errors.Overloaded, Shape(503, "overloaded_error", "Overloaded")),
+    (errors.DeadlineExceeded, Shape(504, "timeout_error", "Overloaded")),
+    (errors.EngineError, Shape(500, "engine_error", "Backend")),
+    (errors.StoreCorrupt, Shape(500, "store_error", "Backend")),
+    (errors.StoreError, Shape(422, "invalid_request_error", "Validation")),
+    (errors.MexmaError, Shape(500, "internal_error", "Backend")),
+)
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    item: int | None = None
+    limit: int | None = None
+
+
+class ErrorBody(BaseModel):
+    """What every error of this service looks like."""
+
+    error: ErrorDetail
+
+
+class TeiErrorBody(BaseModel):
+    """An error in text-embeddings-inference's shape."""
+
+    error: str
+    error_type: str
+
+
+STATUS_MEANINGS = {
+    400: "The body is not JSON, or not UTF-8",
+    404: "No such collection or document",
+    408: "The body did not arrive in time",
+    409: "The collection belongs to another encoder, or exists with other properties",
+    413: "The body is too large",
+    415: "The body is not declared as application/json",
+    422: "The request cannot be served as it is; the message names the item and the limit",
+    500: "The engine or the store failed; the service goes on",
+    503: "Full, or not ready; Retry-After says when to come back",
+    504: "The deadline passed while waiting",
+}
+
+
+def documented(*statuses: int, tei: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The `responses` argument of a route, for these error statuses."""
+    body = TeiErrorBody if tei else ErrorBody
+    return {s: {"model": body, "description": STATUS_MEANINGS[s]} for s in statuses}
+
+
+BODY_ERRORS = (400, 408, 413, 415, 422)
+INFERENCE_ERRORS = (500, 503, 504)
+
+
+def snake(name: str) -> str:
+    """`TextTooLong` -> `text_too_long`, the `code` of an error."""
+    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+
+
+def error_response(
+    path: str,
+    status: int,
+    message: str,
+    *,
+    kind: str,
+    tei_kind: str = "Validation",
+    param: str | None = None,
+    code: str | None = None,
+    item: int | None = None,
+    limit: int | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """An error in the shape that the route at `path` promises."""
+    if path in TEI_PATHS:
+        content: Any = TeiErrorBody(error=message, error_type=tei_kind).model_dump()
+    else:
+        detail = ErrorDetail(
+            message=message, type=kind, param=param, code=code, item=item, limit=limit
+        )
+        # OpenAI's four fields are always there; ours only where they say something.
+        content = {"error": detail.model_dump(exclude_none=True) | {"param": param, "code": code}}
+    return Response(orjson.dumps(content), status, headers=headers, media_type="application/json")
+
+
+def for_exception(path: str, error: errors.MexmaError, param: str | None = None) -> Response:
+    """The response to one of our exceptions."""
+    shape = next(shape for kind, shape in TABLE if isinstance(error, kind))
+    headers = {}
+    if isinstance(error, errors.Overloaded):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
+    return error_response(
+        path,
+        shape.status,
+        str(error),
+        kind=shape.type,
+        tei_kind=shape.tei_type,
+        param=param,
+        code=snake(type(error).__name__),
+        item=getattr(error, "item", None),
+        limit=getattr(error, "limit", None),
+        headers=headers,
+    )
+
+
+def _validation_message(problem: dict[str, Any]) -> tuple[str, str | None]:
+    where = ".".join(str(part) for part in problem["loc"] if part != "body")
+    message = problem["msg"].removeprefix("Value error, ")
+    found = problem.get("input")
+    if isinstance(found, str | int | float | bool) and problem["type"] != "value_error":
+        shown = repr(found)
+        message += f", found {shown if len(shown) <= 80 else shown[:77] + '…'}"
+    return (f"{where}: {message}" if where else message), (where or None)
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers on `app`."""
+
+    async def mexma_error(request: Request, error: errors.MexmaError) -> Response:
+        return for_exception(request.url.path, error)
+
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        problems = [_validation_message(p) for p in error.errors()]
+        shown = "; ".join(message for message, _ in problems[:3])
+        if len(problems) > 3:
+            shown += f"; and {len(problems) - 3} more"
+        return error_response(
+            request.url.path,
+            422,
+            shown,
+            kind="invalid_request_error",
+            param=problems[0][1],
+            code="invalid_value",
+        )
+
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        message = error.detail
+        if error.status_code in (404, 405) and message in ("Not Found", "Method Not Allowed"):
+            message = (
+                f"{request.method} {request.url.path}: {message.lower()}; /docs lists the routes"
+            )
+        return error_response(
+            request.url.path,
+            error.status_code,
+            message,
+            kind="not_found_error" if error.status_code == 404 else "invalid_request_error",
+            headers=dict(error.headers or {}),
+        )
+
+    # Starlette types handlers by the base class; each is registered for what it takes.
+    app.add_exception_handler(errors.MexmaError, mexma_error)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, validation_error)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]

@@ -1,0 +1,110 @@
+"""What Prometheus sees. One registry per app, so that two apps in a process do not mix.
+
+`docs/metrics.md` lists every name; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+POWERS = tuple(float(2**n) for n in range(15))
+
+
+class Metrics:
+    """All counters of the service; also the batcher's observer."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.requests = Counter(
+            "mexma_http_requests", "HTTP requests answered", ["route", "status"], registry=r
+        )
+        self.request_seconds = Histogram(
+            "mexma_http_request_seconds",
+            "Time from the first byte of a request to the last of its answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=r,
+        )
+        self.items = Counter("mexma_embedded_items", "Texts embedded", registry=r)
+        self.tokens = Counter(
+            "mexma_embedded_tokens", "Tokens embedded, padding not counted", registry=r
+        )
+        self.truncated = Counter("mexma_truncated_items", "Texts that were cut", registry=r)
+        self.stage_seconds = Histogram(
+            "mexma_stage_seconds",
+            "Time of one request in tokenisation, in the queue, and in the engine's batches",
+            ["stage"],
+            buckets=SECONDS,
+            registry=r,
+        )
+        self.batches = Counter("mexma_batches", "Batches run", ["outcome"], registry=r)
+        self.batch_items = Histogram(
+            "mexma_batch_items", "Texts in a batch", buckets=POWERS, registry=r
+        )
+        self.batch_tokens = Histogram(
+            "mexma_batch_tokens", "Tokens in a batch, padding included", buckets=POWERS, registry=r
+        )
+        self.padding_tokens = Counter(
+            "mexma_padding_tokens", "Tokens of padding that the engine computed", registry=r
+        )
+        self.batch_seconds = Histogram(
+            "mexma_batch_seconds", "Time of a batch on the engine", buckets=SECONDS, registry=r
+        )
+        self.queue_items = Gauge("mexma_queue_items", "Texts waiting", registry=r)
+        self.queue_tokens = Gauge("mexma_queue_tokens", "Tokens waiting", registry=r)
+        self.documents = Gauge(
+            "mexma_collection_documents", "Documents stored", ["collection"], registry=r
+        )
+        self.searches = Counter(
+            "mexma_searches", "Queries searched for", ["collection", "score"], registry=r
+        )
+        self.search_seconds = Histogram(
+            "mexma_search_seconds",
+            "Time of a search request in the store",
+            buckets=SECONDS,
+            registry=r,
+        )
+        self.ready = Gauge("mexma_ready", "1 when /health/ready last said yes", registry=r)
+        self.encoder = Gauge(
+            "mexma_encoder_info", "The encoder that is served", ["name", "fingerprint"], registry=r
+        )
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self.registry)
+
+    def embedded(
+        self,
+        *,
+        items: int,
+        tokens: int,
+        truncated: int,
+        tokenize_s: float,
+        queue_s: float,
+        inference_s: float,
+    ) -> None:
+        """One request's texts have their vectors."""
+        self.items.inc(items)
+        self.tokens.inc(tokens)
+        self.truncated.inc(truncated)
+        self.stage_seconds.labels("tokenize").observe(tokenize_s)
+        self.stage_seconds.labels("queue").observe(queue_s)
+        self.stage_seconds.labels("inference").observe(inference_s)
+
+    def batch_done(self, *, items: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        self.batches.labels("ok").inc()
+        self.batch_items.observe(items)
+        self.batch_tokens.observe(padded_tokens)
+        self.padding_tokens.inc(padded_tokens - tokens)
+        self.batch_seconds.observe(seconds)
+
+    def batch_failed(self, *, items: int) -> None:
+        self.batches.labels("failed").inc()
+
+    def queue_changed(self, *, items: int, tokens: int) -> None:
+        self.queue_items.set(items)
+        self.queue_tokens.set(tokens)

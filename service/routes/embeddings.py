@@ -1,0 +1,72 @@
+"""`POST /v1/embeddings` to OpenAI's contract, and `GET /v1/models`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
+from service.json_body import JsonRoute
+from service.middleware import unless_gone
+from service.schemas import EmbeddingRequest, EmbeddingResponse, ModelCard, ModelList
+from service.state import State
+from service.vectors import (
+    NPY,
+    json_response,
+    npy_response,
+    openai_body,
+    shorten,
+    timing_headers,
+    wants_npy,
+)
+
+
+def router(state: State) -> APIRouter:
+    """The routes, bound to one app's state."""
+    routes = APIRouter(route_class=JsonRoute, tags=["embeddings"])
+    embedder, manifest = state.embedder, state.encoder.manifest
+
+    @routes.post(
+        "/v1/embeddings",
+        response_model=EmbeddingResponse,
+        responses={
+            200: {
+                "description": "One vector per item. With `Accept: application/x-npy`, the "
+                "matrix as a .npy file.",
+                "content": {NPY: {"schema": {"type": "string", "format": "binary"}}},
+            },
+            **documented(*BODY_ERRORS, *INFERENCE_ERRORS),
+        },
+    )
+    async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
+        """Embed text or token ids."""
+        if isinstance(body.input[0], str):
+            work = embedder.embed(body.input, truncate=body.truncate, partial=body.partial)  # type: ignore[arg-type]
+        else:
+            work = embedder.embed_ids(body.input, truncate=body.truncate, partial=body.partial)  # type: ignore[arg-type]
+        embedded = await unless_gone(request, work)
+        vectors = shorten(embedded.vectors, body.dimensions)
+        headers = timing_headers(embedded, state.encoder.fingerprint)
+        if wants_npy(request):
+            return npy_response(vectors, headers)
+        return json_response(
+            openai_body(embedded, vectors, body.encoding_format, manifest.name), headers
+        )
+
+    @routes.get("/v1/models", response_model=ModelList)
+    async def list_models() -> ModelList:
+        """The model that is served, with its card."""
+        card = ModelCard(
+            id=manifest.name,
+            fingerprint=state.encoder.fingerprint,
+            dimensions=manifest.dim,
+            max_tokens=manifest.max_tokens,
+            pooling=manifest.pooling,
+            precision=manifest.precision,
+            prefix=manifest.prefix,
+            source=manifest.source,
+            quality=manifest.quality,
+        )
+        return ModelList(data=[card])
+
+    return routes

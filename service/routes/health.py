@@ -1,0 +1,80 @@
+"""Probes that tell the truth, and the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from service.schemas import Live, Ready
+from service.state import State
+
+CANARY_TIMEOUT_S = 5.0
+
+
+def router(state: State) -> APIRouter:
+    """The routes, bound to one app's state."""
+    routes = APIRouter(tags=["operations"])
+
+    @routes.get("/health/live", response_model=Live)
+    async def live() -> Live:
+        """The process answers. Restart it when this does not; nothing else is a reason to."""
+        return Live()
+
+    @routes.get(
+        "/health/ready",
+        response_model=Ready,
+        responses={503: {"model": Ready, "description": "Do not send traffic; reason says why"}},
+    )
+    async def ready(response: Response) -> Ready:
+        """Whether to send traffic: started, the engine is not stuck, and its last batch worked.
+
+        After a failed batch the probe runs a sentence of its own, so that the service comes
+        back without waiting for a client to try.
+        """
+        reason, detail = await _why_not(state)
+        state.metrics.ready.set(reason is None)
+        if reason is None:
+            return Ready(status="ready")
+        response.status_code = 503
+        response.headers["retry-after"] = "5"
+        return Ready(status="not_ready", reason=reason, detail=detail)
+
+    @routes.get(
+        "/metrics",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "Prometheus exposition",
+                "content": {"text/plain": {"schema": {"type": "string"}}},
+            }
+        },
+    )
+    async def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(state.metrics.render(), media_type=state.metrics.content_type)
+
+    return routes
+
+
+async def _why_not(state: State) -> tuple[str | None, str | None]:
+    batcher, limit_s = state.embedder.batcher, state.settings.engine_timeout_s
+    if state.starting:
+        return state.starting, "the service is starting"
+    if not batcher.alive:
+        return "engine_stopped", "no worker takes batches; the service must be restarted"
+    if batcher.running_s() > limit_s:
+        return "engine_stuck", (
+            f"a batch has been running for {batcher.running_s():.0f} s; the limit is {limit_s:g} s"
+        )
+    if batcher.last_failure is not None:
+        canary = state.encoder.tokenizer.encode(["ready?"])[0].ids
+        try:
+            async with asyncio.timeout(CANARY_TIMEOUT_S):
+                job = await batcher.submit([canary])
+        except TimeoutError:
+            return "engine_slow", f"a test sentence took longer than {CANARY_TIMEOUT_S:g} s"
+        if job.errors:
+            return "engine_failed", f"the last batch failed: {job.errors[0]}"
+    return None, None

@@ -1,0 +1,93 @@
+"""`POST /embed` and `GET /info` to the contract of text-embeddings-inference."""
+
+from __future__ import annotations
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from mexma import __version__
+from mexma.errors import InputError
+from mexma.text import Side
+from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
+from service.json_body import JsonRoute
+from service.middleware import unless_gone
+from service.schemas import TeiEmbedRequest, TeiInfo, TeiModelType, TeiPooling
+from service.state import State
+from service.vectors import (
+    NPY,
+    json_response,
+    npy_response,
+    shorten,
+    timing_headers,
+    truncations,
+    wants_npy,
+)
+
+# That contract's names for poolings.
+POOLING_NAMES = {"first_token": "cls", "mean": "mean"}
+DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "compact": "float32"}
+
+
+def router(state: State) -> APIRouter:
+    """The routes, bound to one app's state."""
+    routes = APIRouter(route_class=JsonRoute, tags=["text-embeddings-inference"])
+    embedder, settings = state.embedder, state.settings
+
+    @routes.post(
+        "/embed",
+        response_model=list[list[float]],
+        responses={
+            200: {
+                "description": "One vector per input. Cut inputs are reported in the header "
+                "`x-truncation`. With `Accept: application/x-npy`, a .npy file.",
+                "content": {NPY: {"schema": {"type": "string", "format": "binary"}}},
+            },
+            **documented(*BODY_ERRORS, *INFERENCE_ERRORS, tei=True),
+        },
+    )
+    async def embed(body: TeiEmbedRequest, request: Request) -> Response:
+        """Embed text or token ids."""
+        if not body.normalize:
+            raise InputError(
+                "normalize: only true is possible, this model's vectors are normalised in its graph"
+            )
+        if body.prompt_name is not None:
+            raise InputError(f"prompt_name: this model has no prompts, found {body.prompt_name!r}")
+        if isinstance(body.inputs[0], str):
+            side: Side = "left" if body.truncation_direction.lower() == "left" else "right"
+            work = embedder.embed(body.inputs, truncate=body.truncate, side=side)  # type: ignore[arg-type]
+        else:
+            work = embedder.embed_ids(body.inputs, truncate=body.truncate)  # type: ignore[arg-type]
+        embedded = await unless_gone(request, work)
+        vectors = shorten(embedded.vectors, body.dimensions)
+        headers = timing_headers(embedded, state.encoder.fingerprint)
+        if cut := truncations(embedded):
+            # Headers are bounded: the first hundred receipts, and how many there are.
+            receipts = [{"index": i, **receipt} for i, receipt in list(cut.items())[:100]]
+            headers["x-truncation"] = orjson.dumps(receipts).decode()
+            headers["x-truncated-items"] = str(len(cut))
+        if wants_npy(request):
+            return npy_response(vectors, headers)
+        return json_response(list(vectors), headers)
+
+    @routes.get("/info", response_model=TeiInfo)
+    async def info() -> TeiInfo:
+        """What is served, and its limits."""
+        manifest = state.encoder.manifest
+        return TeiInfo(
+            model_id=manifest.name,
+            model_sha=state.encoder.fingerprint,
+            model_dtype=DTYPES[manifest.precision],
+            model_type=TeiModelType(embedding=TeiPooling(pooling=POOLING_NAMES[manifest.pooling])),
+            max_concurrent_requests=settings.max_queue_tokens,
+            max_input_length=manifest.max_tokens,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_requests=settings.max_batch_items,
+            max_client_batch_size=settings.max_request_items,
+            auto_truncate=settings.auto_truncate,
+            tokenization_workers=state.embedder.tokenizer_threads,
+            version=__version__,
+        )
+
+    return routes

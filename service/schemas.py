@@ -1,0 +1,332 @@
+"""What requests and answers look like; the OpenAPI document is made from these.
+
+Answers that carry vectors are described here but never built from these classes: their
+bytes come straight from the vector buffer (`service/vectors.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+)
+
+CollectionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+LanguageTag = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", max_length=35)
+]
+DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXT = {"type": "string", "minLength": 1}
+
+
+def _check_input(value: Any) -> list[str] | list[list[int]]:
+    """Bring OpenAI's four input forms to two: texts, or lists of token ids."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise ValueError(
+            f"expected text, a list of texts, token ids or lists of token ids, found {_kind(value)}"
+        )
+    if not value:
+        raise ValueError("expected at least one item, found an empty list")
+    if _is_id(value[0]):
+        value = [value]
+    wants_text = isinstance(value[0], str)
+    for item, element in enumerate(value):
+        if wants_text:
+            if not isinstance(element, str):
+                raise ValueError(f"item {item} must be text like item 0, found {_kind(element)}")
+        elif not isinstance(element, list):
+            raise ValueError(f"item {item} must be text or token ids, found {_kind(element)}")
+        elif not element:
+            raise ValueError(f"item {item} is an empty list; every item needs token ids")
+        else:
+            for position, token in enumerate(element):
+                if not _is_id(token):
+                    raise ValueError(
+                        f"item {item}, position {position}: expected a token id (an integer), "
+                        f"found {_kind(token)}"
+                    )
+    return value
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _kind(value: Any) -> str:
+    return {
+        type(None): "null", bool: "a boolean", int: "a number", float: "a number",
+        str: "text", list: "a list", dict: "an object",
+    }.get(type(value), type(value).__name__)  # fmt: skip
+
+
+Input = Annotated[
+    list[str] | list[list[int]],
+    BeforeValidator(_check_input),
+    WithJsonSchema(
+        {
+            "oneOf": [
+                _TEXT,
+                {"type": "array", "items": _TEXT, "minItems": 1},
+                _TOKENS,
+                {"type": "array", "items": _TOKENS, "minItems": 1},
+            ]
+        }
+    ),
+]
+
+
+class EmbeddingRequest(BaseModel):
+    """OpenAI's `POST /v1/embeddings`, and two fields of ours: truncate and partial."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    input: Input
+    model: str | None = Field(
+        None, description="Taken from any client and not used to choose: one model is served."
+    )
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        description="Keep this many leading components and normalise again. The default model "
+        "was not trained for it: fewer dimensions cost accuracy.",
+    )
+    user: str | None = None
+    truncate: bool | None = Field(
+        None, description="Cut texts that are too long (and say so) or refuse them."
+    )
+    partial: bool = Field(
+        False,
+        description="Answer the good items when others are bad: a bad item has an `error` in "
+        "place of its embedding. Otherwise one bad item fails the request.",
+    )
+
+
+class Truncation(BaseModel):
+    """What was cut from an item. cut_at: offset in characters of its text."""
+
+    tokens_seen: int
+    tokens_used: int
+    cut_at: int | None
+
+
+class ItemError(BaseModel):
+    message: str
+    code: str
+
+
+class EmbeddingItem(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str | None = Field(
+        description="Numbers, or base64 of little-endian float32; null beside an error."
+    )
+    truncation: Truncation | None = None
+    error: ItemError | None = None
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: Usage
+
+
+class TeiEmbedRequest(BaseModel):
+    """text-embeddings-inference's `POST /embed`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    inputs: Input
+    normalize: bool = Field(
+        True, description="Only true: this service's vectors are normalised inside the graph."
+    )
+    truncate: bool | None = None
+    truncation_direction: Literal["Right", "Left", "right", "left"] = "Right"
+    prompt_name: str | None = Field(None, description="Only null: the encoder has one prefix.")
+    dimensions: int | None = Field(None, ge=1)
+
+
+class TeiPooling(BaseModel):
+    pooling: str
+
+
+class TeiModelType(BaseModel):
+    embedding: TeiPooling
+
+
+class TeiInfo(BaseModel):
+    """text-embeddings-inference's `GET /info`."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_id: str
+    model_sha: str
+    model_dtype: str
+    model_type: TeiModelType
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+
+
+class ModelCard(BaseModel):
+    """The served encoder. OpenAI's fields first, then what its manifest says."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "mexma"
+    fingerprint: str
+    dimensions: int
+    max_tokens: int
+    pooling: str
+    precision: str
+    prefix: str
+    source: dict[str, Any]
+    quality: dict[str, Any]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Live(BaseModel):
+    status: Literal["alive"] = "alive"
+
+
+class Ready(BaseModel):
+    """status: whether to send traffic. reason: a word for machines; detail: for people."""
+
+    status: Literal["ready", "not_ready"]
+    reason: str | None = None
+    detail: str | None = None
+
+
+class CollectionDescription(BaseModel):
+    name: str
+    dimensions: int
+    fingerprint: str = Field(description="Of the encoder that all its vectors come from.")
+    count: int
+    languages: dict[str, int]
+    index_state: str
+    created_at: str
+
+
+class CollectionList(BaseModel):
+    collections: list[CollectionDescription]
+
+
+class DocumentIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    id: DocumentId
+    text: str
+    lang: LanguageTag | None = Field(None, description="BCP 47; detected when absent.")
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class UpsertRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    documents: list[DocumentIn] = Field(min_length=1)
+
+
+class UpsertOutcome(BaseModel):
+    """What became of one document, in the order they were sent."""
+
+    id: str
+    status: Literal["created", "updated", "failed"]
+    lang: str | None = None
+    truncation: Truncation | None = None
+    error: ItemError | None = None
+
+
+class UpsertResponse(BaseModel):
+    results: list[UpsertOutcome]
+    created: int
+    updated: int
+    failed: int
+    fingerprint: str
+
+
+class DeleteRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    ids: list[DocumentId] = Field(min_length=1)
+
+
+class DeleteResponse(BaseModel):
+    deleted: int
+
+
+class DocumentOut(BaseModel):
+    id: str
+    text: str
+    lang: str
+    metadata: dict[str, Any]
+
+
+class SearchRequest(BaseModel):
+    """Neighbours of texts (`queries`) or of vectors (`vectors`), whichever is given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    queries: list[str] | None = Field(None, min_length=1)
+    vectors: list[list[float]] | None = Field(None, min_length=1)
+    k: int = Field(10, ge=1, le=1000)
+    languages: list[LanguageTag] | None = Field(
+        None, min_length=1, description="Only documents in these; `pt` also finds `pt-BR`."
+    )
+    query_language: LanguageTag | None = Field(
+        None, description="Language of the queries; detected from their text when absent."
+    )
+    exclude_query_language: bool = Field(
+        False, description="No documents in the language of the query."
+    )
+    per_language: bool = Field(
+        False, description="k neighbours in each language, instead of k in all."
+    )
+    score: Literal["cosine", "margin"] = Field(
+        "cosine",
+        description="What results are ranked by. `margin` divides the cosine by how near query "
+        "and document are to their own neighbourhoods, so that a document that is near to "
+        "everything does not win.",
+    )
+    score_threshold: float | None = Field(None, description="Drop results that score lower.")
+    exact: bool = Field(False, description="Compare with every document, no approximation.")
+
+
+class SearchHit(BaseModel):
+    id: str
+    text: str
+    lang: str
+    score: float
+    cosine: float
+    metadata: dict[str, Any]
+
+
+class SearchResponse(BaseModel):
+    results: list[list[SearchHit]]
+    query_languages: list[str | None]
+    fingerprint: str

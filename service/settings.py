@@ -1,0 +1,119 @@
+"""Every setting of the service, with its story.
+
+Set as environment variables with the prefix `MEXMA_` (`MEXMA_MAX_BATCH_TOKENS=8192`), or
+built in code and handed to `create_app`. `docs/settings.md` is generated from this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "default"
+
+
+class Settings(BaseSettings):
+    """The service's configuration; immutable once built."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MEXMA_", frozen=True, extra="forbid", populate_by_name=True
+    )
+
+    model: Path = Field(
+        DEFAULT_MODEL,
+        description="Directory of the artifact to serve, as written by mexma-export. Every file "
+        "in it is verified against its manifest before it is loaded.",
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="Where the model runs. With cuda, a machine on which CUDA does not start is "
+        "refused at start; the service never falls back to the CPU by itself.",
+    )
+    threads: int = Field(
+        0,
+        ge=0,
+        description="Compute threads, for the model and for the index each; 0 means one per core "
+        "this process may use. More than there are cores makes everything slower; fewer leaves "
+        "room for other processes on the machine.",
+    )
+    data_dir: Path = Field(
+        Path("data"),
+        description="Where collections live. It needs a disk that honours fsync; two services "
+        "cannot share it, and the second one to start is refused.",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. There are no API keys yet: listen on other addresses "
+        "than loopback only behind something that checks who is calling.",
+    )
+    port: int = Field(
+        8080,
+        ge=0,
+        le=65535,
+        validation_alias=AliasChoices("MEXMA_PORT", "PORT"),
+        description="Port to listen on; `PORT` is read too. 0 takes a free one and logs it.",
+    )
+    max_batch_tokens: int = Field(
+        2048,
+        ge=1,
+        description="Tokens, padding included, in one batch on the engine. Larger keeps a GPU "
+        "busy; on a CPU it gains nothing and makes a short query wait longer behind a batch of "
+        "long ones. A single longer text is always run, alone.",
+    )
+    max_batch_items: int = Field(
+        64,
+        ge=1,
+        description="Texts in one batch, whatever their length. It bounds how long a single "
+        "text waits for the batch before it.",
+    )
+    max_queue_tokens: int = Field(
+        262_144,
+        ge=1,
+        description="Tokens that may wait. Beyond it requests get 503 with Retry-After; a "
+        "request that finds the queue empty is taken, however large. Larger hides overload as "
+        "latency, smaller refuses bursts that would have been served in time.",
+    )
+    max_request_items: int = Field(
+        2048, ge=1, description="Texts, documents or queries in one request; more get 422."
+    )
+    max_body_bytes: int = Field(
+        16 * 2**20,
+        ge=1,
+        description="Size of a request body; more get 413 while it is still arriving. Bodies are "
+        "held in memory, so this times the number of connections is what clients can make the "
+        "service hold.",
+    )
+    body_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Time in which a request body must have arrived; slower ones get 408. It "
+        "bounds what a client that trickles bytes can hold open.",
+    )
+    request_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="Time a request may wait for its vectors; then it gets 504 and leaves the "
+        "queue. Set it no higher than the clients' own time-out, or work is done for nobody.",
+    )
+    engine_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="A batch that runs longer than this means that the engine is stuck: "
+        "/health/ready turns off. Well above the time of the largest batch on a busy machine.",
+    )
+    auto_truncate: bool = Field(
+        True,
+        description="What happens to texts longer than the model's limit when the request does "
+        "not say: cut them and report it, or answer 422.",
+    )
+    demo: bool = Field(
+        True,
+        description="Offer the collection `demo`, a few thousand real sentences in 42 languages, "
+        "filled at first start. Ready turns on once it is there.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="How much is logged. Texts are never logged, at any level."
+    )

@@ -1,0 +1,111 @@
+"""Response bytes straight from the vector buffer, never through a response model.
+
+Building Python lists of floats costs many times the serialisation itself, so JSON is
+written by orjson from numpy rows, and base64 from the buffer.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import orjson
+from fastapi import Request
+from fastapi.responses import Response
+from numpy.typing import NDArray
+
+from mexma.errors import InputError
+from service.embedder import Embedded
+from service.http_errors import snake
+
+NPY = "application/x-npy"
+
+
+def shorten(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
+    """The leading `dimensions` components of each row `[n, dim]`, normalised again."""
+    dim = vectors.shape[1]
+    if dimensions is None or dimensions == dim:
+        return vectors
+    if dimensions > dim:
+        raise InputError(
+            f"dimensions is {dimensions}, but this model's vectors have {dim}", limit=dim
+        )
+    cut = vectors[:, :dimensions]
+    norms = np.linalg.norm(cut, axis=1, keepdims=True)
+    return np.ascontiguousarray(cut / np.where(norms > 0, norms, 1))
+
+
+def to_base64(vector: NDArray[np.float32]) -> str:
+    """Base64 of the little-endian float32 components, as OpenAI's clients expect it."""
+    return base64.b64encode(np.ascontiguousarray(vector, "<f4")).decode("ascii")
+
+
+def timing_headers(embedded: Embedded, fingerprint: str) -> dict[str, str]:
+    """Where the time went, and which encoder the vectors come from."""
+    return {
+        "x-encoder-fingerprint": fingerprint,
+        "server-timing": ", ".join(
+            f"{stage};dur={seconds * 1000:.2f}"
+            for stage, seconds in (
+                ("tokenize", embedded.tokenize_s),
+                ("queue", embedded.queue_s),
+                ("inference", embedded.inference_s),
+            )
+        ),
+    }
+
+
+def truncations(embedded: Embedded) -> dict[int, dict[str, Any]]:
+    """The receipts of the items that were cut."""
+    return {
+        i: {"tokens_seen": t.seen, "tokens_used": len(t), "cut_at": t.cut_at}
+        for i, t in enumerate(embedded.tokens)
+        if t is not None and t.seen > len(t)
+    }
+
+
+def wants_npy(request: Request) -> bool:
+    return NPY in request.headers.get("accept", "")
+
+
+def npy_response(vectors: NDArray[np.float32], headers: dict[str, str]) -> Response:
+    """The matrix `[n, dim]` as a `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, vectors, allow_pickle=False)
+    return Response(buffer.getvalue(), media_type=NPY, headers=headers)
+
+
+def json_response(content: Any, headers: dict[str, str]) -> Response:
+    """JSON in which numpy rows may stand for lists of numbers."""
+    return Response(
+        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY),
+        media_type="application/json",
+        headers=headers,
+    )
+
+
+def openai_body(
+    embedded: Embedded, vectors: NDArray[np.float32], encoding_format: str, model: str
+) -> dict[str, Any]:
+    """The body of `/v1/embeddings` (see `schemas.EmbeddingResponse`)."""
+    cut = truncations(embedded)
+    data: list[dict[str, Any]] = []
+    for i, vector in enumerate(vectors):
+        item: dict[str, Any] = {"object": "embedding", "index": i}
+        if error := embedded.errors.get(i):
+            item["embedding"] = None
+            item["error"] = {"message": str(error), "code": snake(type(error).__name__)}
+        else:
+            item["embedding"] = to_base64(vector) if encoding_format == "base64" else vector
+        if i in cut:
+            item["truncation"] = cut[i]
+        data.append(item)
+    tokens = embedded.token_count
+    return {
+        "object": "list",
+        "data": data,
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }

@@ -1,0 +1,79 @@
+"""A stand-in encoder: instant, deterministic, and able to misbehave on command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from mexma.artifact import FileRecord, Manifest
+from mexma.text import TextTokenizer
+
+
+def byte_tokenizer_json() -> bytes:
+    """A tokenizer with one token per byte of UTF-8 and `<s>`, `</s>` around them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2} | {c: i + 3 for i, c in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer.to_str().encode()
+
+
+def vector_of(ids: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
+    """The vector, float32 `[dim]`, that the fake gives to a sequence; of length 1."""
+    seed = int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8], "little")
+    vector = np.random.default_rng(seed).standard_normal(dim).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+class FakeEncoder:
+    """Vectors from a hash of the tokens.
+
+    poison: a sequence holding this token id makes its whole batch raise. gate: cleared, it
+    holds every batch until it is set. batches: the lengths in each batch that was run.
+    """
+
+    def __init__(self, *, dim: int = 16, max_tokens: int = 64, name: str = "fake"):
+        record = FileRecord(hashlib.sha256(name.encode()).hexdigest(), 1)
+        self.manifest = Manifest(
+            name=name, dim=dim, max_tokens=max_tokens, vocabulary_size=259, pad_id=1,
+            pooling="mean", precision="fp32", prefix="",
+            files={"model.onnx": record, "tokenizer.json": record},
+        )  # fmt: skip
+        self.tokenizer = TextTokenizer(byte_tokenizer_json(), max_tokens=max_tokens)
+        self.poison: int | None = None
+        self.not_finite: int | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[list[int]] = []
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        self.batches.append([len(s) for s in sequences])
+        assert self.gate.wait(30), "the test forgot to open the gate"
+        if self.poison is not None and any(self.poison in s for s in sequences):
+            raise RuntimeError("poisoned")
+        vectors = np.stack([vector_of(s, self.manifest.dim) for s in sequences])
+        if self.not_finite is not None:
+            vectors[[self.not_finite in s for s in sequences]] = np.nan
+        return vectors
+
+    def vector(self, text: str) -> NDArray[np.float32]:
+        """What the service must answer for `text`."""
+        return vector_of(self.tokenizer.encode([text])[0].ids, self.manifest.dim)
+
+    def token(self, character: str) -> int:
+        """The id of an ASCII character's token."""
+        vocabulary = json.loads(byte_tokenizer_json())["model"]["vocab"]
+        return int(vocabulary[character])
