@@ -22,7 +22,7 @@ from service.embedder import Embedder
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder
-from service.routes import collections, embeddings, health, page, tei
+from service.routes import collections, documents, embeddings, health, page, search, tei
 from service.settings import Settings
 from service.state import State
 from service.store.protocol import Store
@@ -65,7 +65,8 @@ def create_app(settings: Settings, *, encoder: Encoder, store: Store) -> FastAPI
     )
     http_errors.install(app)
     app.include_router(embeddings.router(state))
-    app.include_router(collections.router(state))
+    for routes in (collections, documents, search):
+        app.include_router(routes.router(state))
     app.include_router(tei.router(state))
     app.include_router(health.router(state))
     app.include_router(page.router())

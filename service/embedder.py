@@ -109,6 +109,12 @@ class Embedder:
             partial=partial,
         )
 
+    def check_count(self, count: int) -> None:
+        """Raises TooManyItems when a request holds more items than it may."""
+        limit = self.settings.max_request_items
+        if count > limit:
+            raise TooManyItems(f"{count} items were sent; the limit is {limit}", limit=limit)
+
     async def _embed(
         self,
         items: Sequence[T],
@@ -117,9 +123,7 @@ class Embedder:
         inline: bool,
         partial: bool,
     ) -> Embedded:
-        limit = self.settings.max_request_items
-        if len(items) > limit:
-            raise TooManyItems(f"{len(items)} items were sent; the limit is {limit}", limit=limit)
+        self.check_count(len(items))
         started = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,8 +19,24 @@ from pydantic import (
 )
 
 CollectionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+def _canonical_tag(tag: str) -> str:
+    """A language tag as RFC 5646 (2.1.1) advises to write it: zh-Hant-TW."""
+    first, *rest = tag.split("-")
+    return "-".join([first.lower(), *(_canonical_subtag(subtag) for subtag in rest)])
+
+
+def _canonical_subtag(subtag: str) -> str:
+    if len(subtag) == 2:
+        return subtag.upper()
+    return subtag.title() if len(subtag) == 4 and subtag.isalpha() else subtag.lower()
+
+
 LanguageTag = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", max_length=35)
+    str,
+    StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", max_length=35),
+    AfterValidator(_canonical_tag),
 ]
 DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 

@@ -37,8 +37,9 @@ def vector_of(ids: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
 class FakeEncoder:
     """Vectors from a hash of the tokens.
 
-    poison: a sequence holding this token id makes its whole batch raise. gate: cleared, it
-    holds every batch until it is set. batches: the lengths in each batch that was run.
+    broken: every batch raises. poison: a sequence holding this token id makes its whole batch
+    raise. gate: cleared, it holds every batch until it is set. batches: the lengths in each
+    batch that was run.
     """
 
     def __init__(self, *, dim: int = 16, max_tokens: int = 64, name: str = "fake"):
@@ -49,6 +50,7 @@ class FakeEncoder:
             files={"model.onnx": record, "tokenizer.json": record},
         )  # fmt: skip
         self.tokenizer = TextTokenizer(byte_tokenizer_json(), max_tokens=max_tokens)
+        self.broken = False
         self.poison: int | None = None
         self.not_finite: int | None = None
         self.gate = threading.Event()
@@ -62,6 +64,8 @@ class FakeEncoder:
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         self.batches.append([len(s) for s in sequences])
         assert self.gate.wait(30), "the test forgot to open the gate"
+        if self.broken:
+            raise RuntimeError("broken")
         if self.poison is not None and any(self.poison in s for s in sequences):
             raise RuntimeError("poisoned")
         vectors = np.stack([vector_of(s, self.manifest.dim) for s in sequences])

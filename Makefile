@@ -1,0 +1,55 @@
+# make serve · make test · make lint · make bench · make docs
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+# make serve PORT=9000 sets the port for this run; MEXMA_* in the environment pass through.
+ifdef PORT
+export MEXMA_PORT := $(PORT)
+endif
+
+.PHONY: serve test lint bench docs browser clean
+
+serve: $(VENV)/.serve ## install what serving needs, once, and serve the default model
+	@exec $(BIN)/mexma-serve
+
+test: lint browser ## install what tests need, once; lint, types, floors, docs and all tests
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.service
+
+docs: $(VENV)/.dev ## write the reference pages anew from the code
+	$(BIN)/python -m docs.reference
+
+# The page is tested in a real browser. Debian's is installed where there is none.
+browser: $(VENV)/.dev
+	@$(BIN)/python -m tests.browser || { \
+	  [ "$$(id -u)" = 0 ] || SUDO=sudo; \
+	  $$SUDO apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -qq -y --no-install-recommends chromium >/dev/null && \
+	  $(BIN)/python -m tests.browser; }
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e '.[cpu]'
+	@touch $@
+
+# --group needs pip 25.1. The extra export brings torch.
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -U 'pip>=25.1'
+	$(PIP) install -q -c constraints.txt -e '.[cpu,export]' --group dev
+	@touch $@ $(VENV)/.serve
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,0 +1,75 @@
+"""The reference pages, made from the code: `python -m docs.reference` writes them anew.
+
+`tests/test_docs.py` fails when a page on disk is not what the code says.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from service.metrics import Metrics
+from service.settings import DEFAULT_MODEL, Settings
+
+HERE = Path(__file__).resolve().parent
+
+
+def settings_page() -> str:
+    """`docs/settings.md`: every setting with its default and its story."""
+    lines = [
+        "# Settings",
+        "",
+        "Environment variables, read once at start. A name that begins with `MEXMA_` and is not",
+        "listed here stops the start, so that a misspelt setting is not silently ignored.",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = "models/default" if field.default == DEFAULT_MODEL else str(field.default)
+        lines += ["", f"## `MEXMA_{name.upper()}`", "", f"Default: `{default}`", ""]
+        lines += [str(field.description)]
+    return "\n".join(lines) + "\n"
+
+
+def metrics_page() -> str:
+    """`docs/metrics.md`: every metric with its type and labels."""
+    lines = [
+        "# Metrics",
+        "",
+        "`GET /metrics`, in Prometheus's text format. Times are in seconds, sizes in tokens or",
+        "texts. Counters carry the ending `_total`; histograms `_bucket`, `_sum` and `_count`.",
+        "",
+        "| name | type | labels | what |",
+        "|---|---|---|---|",
+    ]
+    collectors = sorted(vars(Metrics()).values(), key=lambda c: getattr(c, "_name", ""))
+    for metric in collectors:
+        if hasattr(metric, "_name"):
+            name = metric._name + ("_total" if metric._type == "counter" else "")
+            labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+            lines.append(f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |")
+    return "\n".join(lines) + "\n"
+
+
+def openapi_page() -> str:
+    """`docs/openapi.json`: the OpenAPI document of the service."""
+    from service.app import create_app
+    from service.store.local import LocalStore
+    from tests.fakes import FakeEncoder
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStore(Path(folder))
+        app = create_app(Settings(), encoder=FakeEncoder(), store=store)
+        store.close()
+    return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
+
+
+PAGES = {
+    "settings.md": settings_page,
+    "metrics.md": metrics_page,
+    "openapi.json": openapi_page,
+}
+
+if __name__ == "__main__":
+    for file, page in PAGES.items():
+        (HERE / file).write_text(page(), encoding="utf-8")
+        print(f"docs/{file}")

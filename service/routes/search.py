@@ -1,0 +1,104 @@
+"""Search: text or vectors in, neighbours across languages out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from numpy.typing import NDArray
+
+from mexma.errors import InputError
+from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
+from service.json_body import JsonRoute
+from service.middleware import unless_gone
+from service.routes.collections import PREFIX, Name
+from service.schemas import SearchRequest, SearchResponse
+from service.state import State
+from service.store.protocol import Query
+from service.vectors import json_response, timing_headers
+
+
+def router(state: State) -> APIRouter:
+    """The route, bound to one app's state."""
+    routes = APIRouter(route_class=JsonRoute, tags=["search"], prefix=PREFIX)
+    store, embedder = state.store, state.embedder
+    dim, fingerprint = state.encoder.manifest.dim, state.encoder.fingerprint
+
+    @routes.post(
+        "/{name}/search",
+        response_model=SearchResponse,
+        responses=documented(*BODY_ERRORS, 404, 409, *INFERENCE_ERRORS),
+    )
+    async def search(name: Name, body: SearchRequest, request: Request) -> Response:
+        """The nearest documents to texts or vectors, in chosen languages or in each."""
+        await asyncio.to_thread(store.describe, name)  # 404 before any work
+        headers = {"x-encoder-fingerprint": fingerprint}
+        languages: list[str | None]
+        if (body.queries is None) == (body.vectors is None):
+            raise InputError("expected either queries or vectors, found both or neither")
+        if body.queries is not None:
+            queries = body.queries
+            embedded = await unless_gone(request, embedder.embed(queries))
+            vectors = embedded.vectors
+            headers = timing_headers(embedded, fingerprint)
+            if body.query_language:
+                languages = [body.query_language] * len(queries)
+            else:
+                languages = await asyncio.to_thread(lambda: [*map(state.detector.detect, queries)])
+        else:
+            embedder.check_count(len(body.vectors or []))
+            vectors = _matrix(body.vectors or [], dim)
+            languages = [body.query_language] * len(vectors)
+            if body.exclude_query_language and not body.query_language:
+                raise InputError(
+                    "exclude_query_language needs query_language when searching by vectors: "
+                    "the language of a vector cannot be detected"
+                )
+        query = Query(
+            k=body.k,
+            languages=frozenset(body.languages) if body.languages else None,
+            exclude_query_language=body.exclude_query_language,
+            per_language=body.per_language,
+            score=body.score,
+            score_threshold=body.score_threshold,
+            exact=body.exact,
+        )
+        started = time.monotonic()
+        found = await asyncio.to_thread(store.search, name, vectors, query, fingerprint, languages)
+        seconds = time.monotonic() - started
+        state.metrics.search_seconds.observe(seconds)
+        state.metrics.searches.labels(name, body.score).inc(len(vectors))
+        timing = f"search;dur={seconds * 1000:.2f}"
+        headers["server-timing"] = ", ".join(filter(None, [headers.get("server-timing"), timing]))
+        return json_response(
+            {
+                "results": [[asdict(hit) for hit in hits] for hits in found],
+                "query_languages": languages,
+                "fingerprint": fingerprint,
+            },
+            headers,
+        )
+
+    return routes
+
+
+def _matrix(rows: Sequence[Sequence[float]], dim: int) -> NDArray[np.float32]:
+    """Query vectors float32 `[n, dim]`, normalised; raises InputError naming the item."""
+    for item, row in enumerate(rows):
+        if len(row) != dim:
+            raise InputError(
+                f"item {item} has {len(row)} components; this model's vectors have {dim}",
+                item=item,
+                limit=dim,
+            )
+    vectors = np.array(rows, np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    for item, norm in enumerate(norms[:, 0]):
+        if not np.isfinite(norm) or norm == 0:
+            raise InputError(f"item {item} has no direction: its length is {norm}", item=item)
+    return (vectors / norms).astype(np.float32)

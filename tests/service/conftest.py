@@ -1,0 +1,42 @@
+"""Apps for tests: a fake encoder behind the real HTTP, batcher and store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from mexma.encoder import Encoder
+from service.app import create_app
+from service.settings import Settings
+from service.store.local import LocalStore
+from tests.fakes import FakeEncoder
+
+MakeClient = Callable[..., TestClient]
+
+
+@pytest.fixture
+def make_client(tmp_path: Path) -> Iterator[MakeClient]:
+    """Start an app (`make_client(encoder, max_request_items=3)`) and get a client to it."""
+    with ExitStack() as stack:
+
+        def make(encoder: Encoder | None = None, **settings: Any) -> TestClient:
+            chosen = Settings(**{"demo": False, "data_dir": tmp_path / "data", **settings})
+            store = LocalStore(chosen.data_dir)
+            app = create_app(chosen, encoder=encoder or FakeEncoder(), store=store)
+            client = stack.enter_context(TestClient(app))
+            while client.get("/health/ready").json()["reason"] == "starting":
+                pass
+            return client
+
+        yield make
+
+
+@pytest.fixture
+def client(make_client: MakeClient) -> TestClient:
+    """A client to an app with the fake encoder (dim 16, 64 tokens of one byte each)."""
+    return make_client()

@@ -1,0 +1,183 @@
+"""Collections through HTTP: what is stored, what is found, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.fakes import FakeEncoder
+
+DOCUMENTS = [
+    {"id": "en-1", "text": "I have two cats.", "lang": "en"},
+    {"id": "de-1", "text": "Ich habe zwei Katzen.", "lang": "de", "metadata": {"page": 3}},
+    {"id": "fi-1", "text": "Minulla on kaksi kissaa.", "lang": "fi"},
+    {"id": "pt-1", "text": "Eu tenho dois gatos.", "lang": "pt-br"},
+]
+
+
+@pytest.fixture
+def cats(client):
+    assert client.put("/v1/collections/cats").status_code == 200
+    response = client.post("/v1/collections/cats/documents", json={"documents": DOCUMENTS})
+    assert response.status_code == 200, response.text
+    return client
+
+
+def search(client, **body):
+    response = client.post("/v1/collections/cats/search", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def refused(client, status, path="/v1/collections/cats/search", method="post", **body):
+    response = client.request(method, path, json=body)
+    assert response.status_code == status, response.text
+    return response.json()["error"]["message"]
+
+
+def test_the_life_of_a_collection(client):
+    assert client.get("/v1/collections").json() == {"collections": []}
+    made = client.put("/v1/collections/cats").json()
+    assert (made["name"], made["dimensions"], made["count"]) == ("cats", 16, 0)
+    assert made["fingerprint"] == FakeEncoder().fingerprint
+    assert client.put("/v1/collections/cats").json() == made, "creating again finds it"
+    assert client.get("/v1/collections").json()["collections"] == [made]
+    assert client.delete("/v1/collections/cats").status_code == 204
+    message = refused(client, 404, "/v1/collections/cats", "get")
+    assert "cats" in message
+
+
+@pytest.mark.parametrize("name", ["a b", "x" * 65, "..", "ä", "a.b"])
+def test_names_are_letters_digits_and_dashes(client, name):
+    assert client.put(f"/v1/collections/{name}").status_code in (404, 405, 422)
+    assert client.get("/v1/collections").json() == {"collections": []}
+
+
+def test_upsert_says_what_became_of_each_document(cats):
+    again = [
+        {"id": "en-1", "text": "I have three cats.", "lang": "en"},
+        {"id": "new", "text": "Another one."},
+        {"id": "bad", "text": ""},
+        {"id": "long", "text": "x" * 100, "lang": "en"},
+    ]
+    body = cats.post("/v1/collections/cats/documents", json={"documents": again}).json()
+    assert [r["status"] for r in body["results"]] == ["updated", "created", "failed", "created"]
+    assert (body["created"], body["updated"], body["failed"]) == (2, 1, 1)
+    assert body["results"][2]["error"]["code"] == "empty_text"
+    assert "item 2" in body["results"][2]["error"]["message"]
+    assert body["results"][3]["truncation"]["tokens_used"] == 64
+    assert body["results"][1]["lang"] == "en", "detected"
+    found = cats.get("/v1/collections/cats/documents/en-1").json()
+    assert found == {"id": "en-1", "text": "I have three cats.", "lang": "en", "metadata": {}}
+    assert cats.get("/v1/collections/cats").json()["count"] == 6
+
+
+def test_a_document_found_by_its_own_text_has_cosine_one(cats):
+    for document in DOCUMENTS:
+        (hits,) = search(cats, queries=[document["text"]], k=1)["results"]
+        assert hits[0]["id"] == document["id"]
+        assert hits[0]["cosine"] == pytest.approx(1, abs=1e-6)
+        assert hits[0]["metadata"] == document.get("metadata", {})
+
+
+def test_text_and_vector_searches_agree(cats):
+    text = "Ich habe zwei Katzen."
+    by_text = search(cats, queries=[text], k=4)
+    by_vector = search(cats, vectors=[(3 * FakeEncoder().vector(text)).tolist()], k=4)
+    assert [h["id"] for h in by_text["results"][0]] == [h["id"] for h in by_vector["results"][0]]
+    assert by_text["fingerprint"] == FakeEncoder().fingerprint
+
+
+def test_filters_by_language(cats):
+    def languages(**body):
+        return sorted(h["lang"] for h in search(cats, k=9, **body)["results"][0])
+
+    assert languages(queries=["Katzen"]) == ["de", "en", "fi", "pt-BR"]
+    assert languages(queries=["Katzen"], languages=["fi", "pt"]) == ["fi", "pt-BR"]
+    assert languages(queries=["Katzen"], languages=["PT-br"]) == ["pt-BR"]
+    text = "Ich habe heute zwei große Katzen im Garten gesehen."
+    assert search(cats, queries=[text])["query_languages"] == ["de"]
+    assert "de" not in languages(queries=[text], exclude_query_language=True)
+    given = languages(queries=[text], exclude_query_language=True, query_language="fi")
+    assert given == ["de", "en", "pt-BR"]
+    vector = FakeEncoder().vector("x").tolist()
+    excluded = languages(vectors=[vector], exclude_query_language=True, query_language="pt")
+    assert excluded == ["de", "en", "fi"]
+
+
+def test_per_language_gives_k_in_each(cats):
+    hits = search(cats, queries=["Katzen"], k=1, per_language=True)["results"][0]
+    assert sorted(h["lang"] for h in hits) == ["de", "en", "fi", "pt-BR"]
+
+
+def test_margin_ranks_by_the_margin_and_keeps_the_cosine(cats):
+    hits = search(cats, queries=["Katzen"], score="margin", k=4)["results"][0]
+    assert [h["score"] for h in hits] == sorted((h["score"] for h in hits), reverse=True)
+    query = FakeEncoder().vector("Katzen")
+    for hit in hits:
+        cosine = float(query @ FakeEncoder().vector(hit["text"]))
+        assert hit["cosine"] == pytest.approx(cosine, abs=1e-5)
+        assert hit["score"] != hit["cosine"]
+
+
+def test_deleting(cats):
+    body = {"ids": ["en-1", "nobody"]}
+    response = cats.request("delete", "/v1/collections/cats/documents", json=body)
+    assert response.json() == {"deleted": 1}
+    assert refused(cats, 404, "/v1/collections/cats/documents/en-1", "get")
+    assert "en-1" not in str(search(cats, queries=["I have two cats."], k=9))
+
+
+def test_what_is_refused(cats):
+    assert "both or neither" in refused(cats, 422)
+    vector = FakeEncoder().vector("x").tolist()
+    assert "both or neither" in refused(cats, 422, queries=["x"], vectors=[vector])
+    assert "item 1 is an empty" in refused(cats, 422, queries=["x", ""])
+    assert "item 1 has 3 components" in refused(cats, 422, vectors=[vector, [1, 2, 3]])
+    assert "no direction" in refused(cats, 422, vectors=[[0] * 16])
+    assert "no direction" in refused(cats, 422, vectors=[[1e200] * 16])
+    needs = refused(cats, 422, vectors=[vector], exclude_query_language=True)
+    assert "query_language" in needs
+    assert "per_langauge" in refused(cats, 422, queries=["x"], per_langauge=True)
+    assert "k:" in refused(cats, 422, queries=["x"], k=0)
+    assert "languages" in refused(cats, 422, queries=["x"], languages=["not a tag"])
+    nowhere = "/v1/collections/nowhere"
+    assert "nowhere" in refused(cats, 404, f"{nowhere}/search", queries=["x"])
+    assert "nowhere" in refused(cats, 404, f"{nowhere}/documents", documents=DOCUMENTS)
+    assert "nowhere" in refused(cats, 404, nowhere, "delete")
+
+
+def test_another_encoders_collection_is_refused_with_both_fingerprints(make_client, tmp_path):
+    first = make_client(data_dir=tmp_path / "shared")
+    first.put("/v1/collections/cats")
+    first.post("/v1/collections/cats/documents", json={"documents": DOCUMENTS})
+    first.__exit__(None, None, None)  # the process ends; its data stays
+    other = FakeEncoder(name="another")
+    second = make_client(other, data_dir=tmp_path / "shared")
+    for message in (
+        refused(second, 409, queries=["x"]),
+        refused(second, 409, "/v1/collections/cats/documents", documents=DOCUMENTS),
+        refused(second, 409, "/v1/collections/cats", "put"),
+    ):
+        assert other.fingerprint in message
+        assert FakeEncoder().fingerprint in message
+    assert second.get("/v1/collections/cats").json()["count"] == 4, "nothing is lost"
+
+
+def test_collections_survive_a_restart(make_client, tmp_path):
+    first = make_client(data_dir=tmp_path / "kept")
+    first.put("/v1/collections/cats")
+    first.post("/v1/collections/cats/documents", json={"documents": DOCUMENTS})
+    before = search(first, queries=["Katzen"], k=4, score="margin")
+    first.__exit__(None, None, None)
+    second = make_client(data_dir=tmp_path / "kept")
+    assert search(second, queries=["Katzen"], k=4, score="margin") == before
+
+
+def test_vectors_in_the_store_are_those_of_the_encoder(cats):
+    hits = search(cats, queries=["anything"], k=4)["results"][0]
+    query = FakeEncoder().vector("anything")
+    expected = sorted(
+        (float(query @ FakeEncoder().vector(d["text"])) for d in DOCUMENTS), reverse=True
+    )
+    np.testing.assert_allclose([h["cosine"] for h in hits], expected, atol=1e-5)
