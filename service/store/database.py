@@ -1,0 +1,302 @@
+"""The truth of one collection: an SQLite file. Everything else can be rebuilt from it.
+
+    Database.create(path, header)    a new file, complete on disk when it returns
+    Database.open(path)              an existing one, or StoreCorrupt naming it
+    database.transaction()           one writer: all of it is durable on return, or none of it happened
+    database.rows(rids) / row(id)    readers, not held up by the writer (WAL)
+    database.scan()                  all vectors, every row checked against its checksum
+
+A row is never changed: an update deletes it and inserts another under a rid that was never used
+before. So a rid means one text and one vector for ever, whoever remembers it, and rids are also
+the order of writes: what an index built up to rid R has missed is the rows above R, and what it
+holds too much is those of its rids that are gone.
+
+Refuses to know: FAISS, languages, ranking.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mexma.errors import StoreCorrupt, StoreError
+from service.store.index import Index
+from service.store.protocol import Document, Vectors
+
+APPLICATION_ID = 0x4D58_4D41  # "MXMA", in the file's header: what kind of SQLite file this is
+SCHEMA_VERSION = 1
+SCAN_ROWS = 4_096
+VARIABLES = 500  # SQLite's own limit on "?" in a statement was 999 before 3.32
+
+SELECT_ROW = "SELECT rid, id, lang, text, metadata FROM documents"
+SCHEMA = f"""
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+CREATE TABLE header (content TEXT NOT NULL) STRICT;
+CREATE TABLE documents (
+    rid INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    lang TEXT NOT NULL,
+    text TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
+    vector BLOB NOT NULL  -- float32, little-endian; last, so that reading a text skips it
+) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a collection is, written once. created_at: RFC 3339, UTC."""
+
+    name: str
+    dim: int
+    fingerprint: str
+    created_at: str
+
+
+class Row(NamedTuple):
+    """A stored document as its columns; metadata is JSON text."""
+
+    rid: int
+    id: str
+    lang: str
+    text: str
+    metadata: str
+
+    def document(self) -> Document:
+        return Document(self.id, self.text, self.lang, json.loads(self.metadata))
+
+
+def checksum(id: str, lang: str, text: str, metadata: str, vector: bytes) -> int:
+    """CRC-32 over a row's content; SQLite itself does not notice a flipped bit in a value."""
+    value = 0
+    for part in (id, lang, text, metadata):
+        encoded = part.encode()
+        value = zlib.crc32(len(encoded).to_bytes(8, "little"), value)
+        value = zlib.crc32(encoded, value)
+    return zlib.crc32(vector, value)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into the project's, naming the file."""
+    try:
+        yield
+    except sqlite3.DatabaseError as e:
+        code = getattr(e, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise StoreCorrupt(f"{path} must be an intact database, SQLite says: {e}") from e
+        raise StoreError(f"{path} cannot be read or written, SQLite says: {e}") from e
+
+
+class Transaction:
+    """The writes of one transaction; obtained from `Database.transaction`."""
+
+    def __init__(self, connection: sqlite3.Connection):
+        self._connection = connection
+
+    def rids(self, ids: Sequence[str]) -> dict[str, int]:
+        """The rid of each of these ids that exists."""
+        found: dict[str, int] = {}
+        for start in range(0, len(ids), VARIABLES):
+            part = ids[start : start + VARIABLES]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT id, rid FROM documents WHERE id IN ({marks})"  # noqa: S608 marks only
+            found.update(self._connection.execute(query, part))
+        return found
+
+    def delete(self, rids: Sequence[int]) -> None:
+        self._connection.executemany("DELETE FROM documents WHERE rid = ?", [(r,) for r in rids])
+
+    def insert(
+        self, documents: Sequence[Document], metadata: Sequence[str], vectors: Vectors
+    ) -> Index:
+        """Add rows for ids that do not exist. Returns their rids, int64 `[n]`, ascending."""
+        last = self._connection.execute(
+            "SELECT seq FROM sqlite_sequence WHERE name = 'documents'"
+        ).fetchone()
+        first = (last[0] if last else 0) + 1
+        rids = np.arange(first, first + len(documents), dtype=np.int64)
+        blobs = [vector.astype("<f4", copy=False).tobytes() for vector in vectors]
+        self._connection.executemany(
+            "INSERT INTO documents (rid, id, lang, text, metadata, checksum, vector)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (rid, d.id, d.lang, d.text, m, checksum(d.id, d.lang, d.text, m, b), b)
+                for rid, d, m, b in zip(rids.tolist(), documents, metadata, blobs, strict=True)
+            ],
+        )
+        return rids
+
+
+class Database:
+    """One open file: one connection that writes, and as many as are needed that read."""
+
+    def __init__(self, path: Path, header: Header, writer: sqlite3.Connection):
+        self.path = path
+        self.header = header
+        self._writer = writer
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+        self._pool = threading.Lock()
+
+    @classmethod
+    def create(cls, path: Path, header: Header) -> None:
+        """Write a new, empty database; nothing of it is left to the write-ahead log."""
+        with translated(path):
+            connection = _connect(path, "rwc")
+            try:
+                connection.executescript(SCHEMA)
+                connection.execute("INSERT INTO header VALUES (?)", [json.dumps(asdict(header))])
+            finally:
+                connection.close()
+
+    @classmethod
+    def open(cls, path: Path) -> Database:
+        """Open what `create` made. Raises StoreCorrupt where it is not that, whole."""
+        if not path.is_file():
+            raise StoreCorrupt(f"{path} must hold a collection, there is no such file")
+        with translated(path):
+            connection = _connect(path, "rw")
+            try:
+                header = _read_header(path, connection)
+                for (finding,) in connection.execute("PRAGMA quick_check(1)"):
+                    if finding != "ok":
+                        raise StoreCorrupt(
+                            f"{path} must be an intact database, SQLite found: {finding}"
+                        )
+            except BaseException:
+                connection.close()
+                raise
+        return cls(path, header, connection)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """All or nothing, durable when the block has been left. The caller sees to one at a time."""
+        with translated(self.path):
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield Transaction(self._writer)
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+
+    def rows(self, rids: Sequence[int]) -> dict[int, Row]:
+        """Those of the rows that exist, all as of one moment."""
+        found: dict[int, Row] = {}
+        with translated(self.path), self._reading() as connection:
+            connection.execute("BEGIN")
+            try:
+                for start in range(0, len(rids), VARIABLES):
+                    part = rids[start : start + VARIABLES]
+                    marks = ",".join("?" * len(part))
+                    query = f"{SELECT_ROW} WHERE rid IN ({marks})"
+                    for row in connection.execute(query, part):
+                        found[row[0]] = Row(*row)
+            finally:
+                connection.execute("ROLLBACK")
+        return found
+
+    def row(self, id: str) -> Row | None:
+        """The document of this id, if there is one."""
+        with translated(self.path), self._reading() as connection:
+            found = connection.execute(f"{SELECT_ROW} WHERE id = ?", [id]).fetchone()
+        return Row(*found) if found else None
+
+    def scan(self) -> Iterator[tuple[Index, list[str], Vectors]]:
+        """All rows by rid, in parts: rids int64 `[n]`, tags, vectors float32 `[n, dim]`.
+
+        Raises StoreCorrupt at the first row that does not verify.
+        """
+        width = 4 * self.header.dim
+        with translated(self.path), self._reading() as connection:
+            cursor = connection.execute(
+                "SELECT rid, id, lang, text, metadata, vector, checksum FROM documents ORDER BY rid"
+            )
+            while rows := cursor.fetchmany(SCAN_ROWS):
+                for rid, *content, stored in rows:
+                    if len(content[-1]) != width or checksum(*content) != stored:
+                        raise StoreCorrupt(
+                            f"{self.path} holds row {rid} whose content does not match its checksum"
+                        )
+                vectors = np.frombuffer(b"".join(row[5] for row in rows), "<f4")
+                yield (
+                    np.array([row[0] for row in rows], np.int64),
+                    [row[2] for row in rows],
+                    vectors.astype(np.float32, copy=False).reshape(len(rows), -1),
+                )
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        connection = self._take()
+        try:
+            yield connection
+        finally:
+            self._give_back(connection)
+
+    def _take(self) -> sqlite3.Connection:
+        with self._pool:
+            if self._closed:
+                raise StoreError(f"{self.path} is closed")
+            return self._idle.pop() if self._idle else _connect(self.path, "rw")
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._pool:
+            if self._closed:
+                connection.close()
+            else:
+                self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close what is idle now, and what is being read from as soon as it is given back."""
+        with self._pool:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
+        self._writer.close()
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=30,
+    )
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cell_size_check = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _read_header(path: Path, connection: sqlite3.Connection) -> Header:
+    def pragma(name: str) -> Any:
+        return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+    if pragma("application_id") != APPLICATION_ID:
+        # An empty file is a valid empty database to SQLite; here it is a loss, not a start.
+        raise StoreCorrupt(f"{path} must be a collection's database, its header says otherwise")
+    if (version := pragma("user_version")) > SCHEMA_VERSION:
+        raise StoreError(f"{path} must have schema {SCHEMA_VERSION} at most, got {version}")
+    rows = connection.execute("SELECT content FROM header").fetchall()
+    try:
+        return Header(**json.loads(rows[0][0]))
+    except (IndexError, TypeError, ValueError) as e:
+        raise StoreCorrupt(f"{path} must begin with a header, it cannot be read: {e}") from e

@@ -1,0 +1,203 @@
+"""What a store of documents and their vectors promises, whoever keeps it.
+
+    Store            the contract; `tests/service/store/test_contract.py` is its meaning in code
+    Document         what goes in and comes back
+    Query            how to search: filters, ranking, how many
+    Hit              one answer
+    CollectionInfo   what a collection says about itself
+
+Refuses to know: FAISS, SQLite, HTTP, the encoder. A store is synchronous and thread-safe: any
+method may be called from any thread at any time. Errors come from `mexma.errors`.
+
+Language tags are BCP 47. Two rules hold everywhere, and live here so that every store obeys them:
+`matches` says whether a stored tag satisfies a wanted one, `primary` names the group of a tag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma.errors import InputError
+
+Vectors = NDArray[np.float32]
+Score = Literal["cosine", "margin"]
+Outcome = Literal["created", "updated"]
+
+UNDETERMINED = "und"
+NEIGHBOURHOOD = 4
+"""Neighbours whose mean cosine a margin divides by: the k of the paper and of its mining runs."""
+
+
+def primary(tag: str) -> str:
+    """The primary subtag, which names a language without script or region: "pt" for "pt-BR"."""
+    return tag.partition("-")[0]
+
+
+def matches(tag: str, wanted: str) -> bool:
+    """Whether the stored `tag` satisfies `wanted`: it is the same string, or has it as primary subtag.
+
+    So "pt-BR" satisfies "pt-BR" and "pt", and "pt" does not satisfy "pt-BR". The comparison
+    is exact, case included: whoever writes tags writes them in one form.
+    """
+    return wanted in (tag, primary(tag))
+
+
+@dataclass(frozen=True)
+class Document:
+    """id: the caller's, unique in its collection. lang: BCP 47, "und" where it is not known.
+
+    metadata: whatever JSON can hold.
+    """
+
+    id: str
+    text: str
+    lang: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CollectionInfo:
+    """dim: components of a vector. fingerprint: of the encoder all vectors come from.
+
+    count: documents. languages: stored tag -> documents. index_state: "exact" when every
+    search compares all vectors; "corrupt" when the collection's data does not verify, and
+    then the other numbers are empty and any use raises StoreCorrupt. created_at: RFC 3339, UTC.
+    """
+
+    name: str
+    dim: int
+    fingerprint: str
+    count: int
+    languages: dict[str, int]
+    index_state: str
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """How to search; the same for all rows of one call.
+
+    k: hits wanted per row, or per row and language with `per_language`. There are always k
+    where k documents pass the filters and the threshold.
+    languages: only documents whose tag matches one of these; None is all, empty is none.
+    exclude_query_language: a row whose language is known finds no document of the same
+    primary subtag. A row of language None or "und" excludes nothing.
+    per_language: k hits for each primary subtag among the documents that pass the filters;
+    a language's hits stand together, and the language with the best first hit comes first.
+    score: "cosine", or "margin": the cosine divided by the mean of two averages, that of the
+    query's cosines to its 4 nearest documents under the same filters, and that of the
+    document's cosines to its 4 nearest other documents in the whole collection. Where fewer
+    exist the average is over those; a document alone in its collection has none, and takes
+    the query's. Only the best max(10 k, 100) by cosine (per language with `per_language`)
+    are ranked by margin, unless `exact`.
+    score_threshold: lowest `score` to return, in the units of `score`.
+    exact: leave nothing out for speed: no approximate index, and a margin for every document.
+    """
+
+    k: int = 10
+    languages: frozenset[str] | None = None
+    exclude_query_language: bool = False
+    per_language: bool = False
+    score: Score = "cosine"
+    score_threshold: float | None = None
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"k must be at least 1, got {self.k}")
+        if self.score not in ("cosine", "margin"):
+            raise InputError(f'score must be "cosine" or "margin", got {self.score!r}')
+        if self.score_threshold is not None and np.isnan(self.score_threshold):
+            raise InputError("score_threshold must be a number, got NaN")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """score: what the hits were ranked by, cosine or margin. cosine: always the cosine."""
+
+    id: str
+    text: str
+    lang: str
+    score: float
+    cosine: float
+    metadata: dict[str, Any]
+
+
+# `Store.list` hides the builtin inside the class, so the types it returns are named out here.
+Outcomes = list[Outcome]
+Hits = list[list[Hit]]
+Ids = list[str]
+
+
+class Store(Protocol):
+    """Named collections of documents, each with one vector.
+
+    A collection belongs to one encoder: `fingerprint` is checked at every write and search,
+    and another one raises FingerprintMismatch. An operation on a collection that is not there
+    raises CollectionNotFound, on one whose data is damaged StoreCorrupt. Names are
+    `[A-Za-z0-9_-]{1,64}`, anything else raises InputError; so do vectors of another shape,
+    not finite or of length zero, with the item's index. When a write returns, it is durable
+    and every search that starts afterwards sees it.
+    """
+
+    def create(self, name: str, dim: int, fingerprint: str) -> CollectionInfo:
+        """Make an empty collection, or return the one that exists if dim and fingerprint agree.
+
+        Raises FingerprintMismatch where the existing one has another encoder, and
+        CollectionExists where it has the same encoder and another dim.
+        """
+        ...
+
+    def list(self) -> list[CollectionInfo]:
+        """All collections by name, damaged ones included."""
+        ...
+
+    def describe(self, name: str) -> CollectionInfo: ...
+
+    def drop(self, name: str) -> None:
+        """Remove a collection, damaged or not, with everything in it."""
+        ...
+
+    def upsert(
+        self, name: str, documents: Sequence[Document], vectors: Vectors, fingerprint: str
+    ) -> Outcomes:
+        """Write all documents or none, and say of each whether its id was new.
+
+        vectors: float32 `[len(documents), dim]`, of any positive length; only the direction
+        counts. An id given twice is written twice, so the last one stays, and the earlier
+        counts as the one that the later updates.
+        """
+        ...
+
+    def delete(self, name: str, ids: Sequence[str]) -> Ids:
+        """Remove all these documents together. Returns the ids that existed, in the order asked."""
+        ...
+
+    def get(self, name: str, id: str) -> Document:
+        """One document; raises DocumentNotFound."""
+        ...
+
+    def search(
+        self,
+        name: str,
+        vectors: Vectors,
+        query: Query,
+        fingerprint: str,
+        query_languages: Sequence[str | None] | None = None,
+    ) -> Hits:
+        """For each row of `vectors` (float32 `[n, dim]`) its hits, best first.
+
+        query_languages: one per row, used where `query` excludes them; None is all unknown.
+        All rows and hits of a call come from one state of the collection. Equal scores come
+        in the order in which the documents were last written.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release everything. What was written stays; the store cannot be used afterwards."""
+        ...
