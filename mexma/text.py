@@ -133,10 +133,6 @@ class TextTokenizer:
             out.append(self._fit(item, ids, None, truncate=truncate, side="right"))
         return out
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-
     def _is_wrapped(self, ids: NDArray[np.int64]) -> bool:
         head, tail = len(self._head), len(self._tail)
         return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections.abc import Sequence
 
@@ -15,11 +14,14 @@ from mexma.artifact import FileRecord, Manifest
 from mexma.text import TextTokenizer
 
 
+def _vocabulary() -> dict[str, int]:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return {"<s>": 0, "<pad>": 1, "</s>": 2} | {c: i + 3 for i, c in enumerate(alphabet)}
+
+
 def byte_tokenizer_json() -> bytes:
     """A tokenizer with one token per byte of UTF-8 and `<s>`, `</s>` around them."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2} | {c: i + 3 for i, c in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
@@ -78,6 +80,11 @@ class FakeEncoder:
         return vector_of(self.tokenizer.encode([text])[0].ids, self.manifest.dim)
 
     def token(self, character: str) -> int:
-        """The id of an ASCII character's token."""
-        vocabulary = json.loads(byte_tokenizer_json())["model"]["vocab"]
-        return int(vocabulary[character])
+        """The id of an ASCII letter's or digit's token."""
+        return _vocabulary()[character]
+
+
+def text_of(ids: NDArray[np.int64]) -> str:
+    """The text of a sequence of the byte tokenizer; ASCII letters, digits and spaces only."""
+    characters = {i: c for c, i in _vocabulary().items()}
+    return "".join(characters[i] for i in ids.tolist()[1:-1]).replace("Ġ", " ")

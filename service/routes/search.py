@@ -97,7 +97,8 @@ def _matrix(rows: Sequence[Sequence[float]], dim: int) -> NDArray[np.float32]:
                 limit=dim,
             )
     vectors = np.array(rows, np.float64)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # a length beyond float64 is refused below
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     for item, norm in enumerate(norms[:, 0]):
         if not np.isfinite(norm) or norm == 0:
             raise InputError(f"item {item} has no direction: its length is {norm}", item=item)

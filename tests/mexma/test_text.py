@@ -1,0 +1,98 @@
+"""Tokenising: limits, receipts, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mexma.errors import EmptyText, TextTooLong, TokenOutOfRange, UnencodableText
+from mexma.text import TextTokenizer, TokenBatch
+from tests.fakes import byte_tokenizer_json, text_of
+
+TOKENIZER = TextTokenizer(byte_tokenizer_json(), max_tokens=10)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(alphabet=st.characters(codec="ascii", categories=["L", "N"]), min_size=1))
+def test_right_truncation_keeps_the_beginning_and_says_where_it_cut(text):
+    (tokens,) = TOKENIZER.encode([text])
+    assert tokens.seen == len(text) + 2
+    assert len(tokens) == min(tokens.seen, 10)
+    assert (tokens.ids[0], tokens.ids[-1]) == (0, 2)
+    if tokens.cut_at is None:
+        assert tokens.seen <= 10
+    else:
+        assert text_of(tokens.ids) == text[: tokens.cut_at]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(alphabet=st.characters(codec="ascii", categories=["L", "N"]), min_size=9))
+def test_left_truncation_keeps_the_end(text):
+    (tokens,) = TOKENIZER.encode([text], side="left")
+    assert text_of(tokens.ids) == text[tokens.cut_at :]
+
+
+def test_a_prefix_counts_as_tokens_but_not_as_characters():
+    tokenizer = TextTokenizer(byte_tokenizer_json(), max_tokens=10, prefix="q: ")
+    (short,) = tokenizer.encode(["ab"])
+    assert short.seen == 2 + 3 + 2
+    assert text_of(short.ids) == "q: ab"
+    (long,) = tokenizer.encode(["abcdefghij"])
+    assert (long.seen, len(long), long.cut_at) == (15, 10, 5)
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "item"),
+    [
+        (["a", ""], EmptyText, 1),
+        (["a", "b\ud800"], UnencodableText, 1),
+    ],
+)
+def test_what_cannot_be_embedded_is_named(texts, error, item):
+    with pytest.raises(error, match=f"item {item}") as caught:
+        TOKENIZER.encode(texts)
+    assert caught.value.item == item
+
+
+def test_refusing_truncation_names_item_and_limit():
+    with pytest.raises(TextTooLong, match="item 1 has 14 tokens; the limit is 10") as caught:
+        TOKENIZER.encode(["ok", "x" * 12], truncate=False)
+    assert (caught.value.item, caught.value.limit) == (1, 10)
+
+
+def test_ids_are_taken_with_or_without_their_special_tokens():
+    (expected,) = TOKENIZER.encode(["abc"])
+    for given_ids in (expected.ids.tolist(), expected.ids[1:-1].tolist()):
+        (tokens,) = TOKENIZER.from_ids([given_ids])
+        np.testing.assert_array_equal(tokens.ids, expected.ids)
+    (cut,) = TOKENIZER.from_ids([list(range(3, 33))])
+    assert (cut.seen, len(cut), cut.cut_at) == (32, 10, None)
+    assert (cut.ids[0], cut.ids[-1]) == (0, 2)
+
+
+def test_bad_ids_are_named():
+    with pytest.raises(TokenOutOfRange, match="item 1 holds token id 259 at position 0"):
+        TOKENIZER.from_ids([[5], [259]])
+    with pytest.raises(EmptyText):
+        TOKENIZER.from_ids([[0, 2]])
+    with pytest.raises(TextTooLong):
+        TOKENIZER.from_ids([[5] * 20], truncate=False)
+
+
+def test_a_limit_without_room_for_a_token_is_refused():
+    with pytest.raises(ValueError, match="must exceed the 2 special tokens"):
+        TextTokenizer(byte_tokenizer_json(), max_tokens=2)
+    with pytest.raises(ValueError, match=r"not a tokenizer\.json"):
+        TextTokenizer(b"{}", max_tokens=10)
+
+
+@given(st.lists(st.lists(st.integers(3, 200), min_size=1, max_size=9), min_size=1, max_size=9))
+def test_padding_loses_nothing(sequences):
+    batch = TokenBatch.pad([np.array(s, np.int64) for s in sequences], pad_id=1)
+    assert batch.ids.shape == batch.mask.shape == (len(sequences), max(map(len, sequences)))
+    for row, mask, sequence in zip(batch.ids, batch.mask, sequences, strict=True):
+        assert row[mask.astype(bool)].tolist() == sequence
+        assert (row[~mask.astype(bool)] == 1).all()
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)
