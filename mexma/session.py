@@ -64,17 +64,34 @@ class Session:
                 f"{artifact.model}: expected output {manifest.output_name} [batch, {manifest.dim}], "
                 f"found {outputs}"
             )
+        if manifest.token_output_name not in (None, *outputs):
+            raise ArtifactError(
+                f"{artifact.model}: expected output {manifest.token_output_name}, found {outputs}"
+            )
         self._ids, self._mask = manifest.input_names
         self._output = manifest.output_name
+        self._token_output = manifest.token_output_name
 
     def run(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Sentence vectors float32 `[n, dim]` of a batch. Raises EngineError."""
+        return self._run(self._output, batch)
+
+    def token_states(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Token states float32 `[n, longest, hidden]` of a batch, meaningless at padding.
+
+        Raises EngineError, also when the artifact was exported without them.
+        """
+        if self._token_output is None:
+            raise EngineError("this artifact has no token states; export it with --token-states")
+        return self._run(self._token_output, batch)
+
+    def _run(self, output: str, batch: TokenBatch) -> NDArray[np.float32]:
         feed: dict[str, Any] = {self._ids: batch.ids, self._mask: batch.mask}
         try:
-            (vectors,) = self._session.run([self._output], feed)
+            (found,) = self._session.run([output], feed)
         except Exception as error:
             raise EngineError(f"inference failed on {batch.ids.shape}: {error}") from error
-        return np.asarray(vectors, np.float32)
+        return np.asarray(found, np.float32)
 
 
 def _options(threads: int) -> ort.SessionOptions:
