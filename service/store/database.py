@@ -41,7 +41,7 @@ SELECT_ROW = "SELECT rid, id, lang, text, metadata FROM documents"
 SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
-CREATE TABLE header (content TEXT NOT NULL) STRICT;
+CREATE TABLE header (content TEXT NOT NULL, checksum INTEGER NOT NULL) STRICT;
 CREATE TABLE documents (
     rid INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -157,7 +157,10 @@ class Database:
             connection = _connect(path, "rwc")
             try:
                 connection.executescript(SCHEMA)
-                connection.execute("INSERT INTO header VALUES (?)", [json.dumps(asdict(header))])
+                content = json.dumps(asdict(header))
+                connection.execute(
+                    "INSERT INTO header VALUES (?, ?)", [content, zlib.crc32(content.encode())]
+                )
             finally:
                 connection.close()
 
@@ -170,7 +173,8 @@ class Database:
             connection = _connect(path, "rw")
             try:
                 header = _read_header(path, connection)
-                for (finding,) in connection.execute("PRAGMA quick_check(1)"):
+                # Not quick_check: an id's entry in its index may be damaged while the row is whole.
+                for (finding,) in connection.execute("PRAGMA integrity_check(1)"):
                     if finding != "ok":
                         raise StoreCorrupt(
                             f"{path} must be an intact database, SQLite found: {finding}"
@@ -295,8 +299,7 @@ def _read_header(path: Path, connection: sqlite3.Connection) -> Header:
         raise StoreCorrupt(f"{path} must be a collection's database, its header says otherwise")
     if (version := pragma("user_version")) > SCHEMA_VERSION:
         raise StoreError(f"{path} must have schema {SCHEMA_VERSION} at most, got {version}")
-    rows = connection.execute("SELECT content FROM header").fetchall()
-    try:
-        return Header(**json.loads(rows[0][0]))
-    except (IndexError, TypeError, ValueError) as e:
-        raise StoreCorrupt(f"{path} must begin with a header, it cannot be read: {e}") from e
+    rows = connection.execute("SELECT content, checksum FROM header").fetchall()
+    if len(rows) != 1 or zlib.crc32(rows[0][0].encode()) != rows[0][1]:
+        raise StoreCorrupt(f"{path} must hold one header that matches its checksum, it does not")
+    return Header(**json.loads(rows[0][0]))
