@@ -35,11 +35,17 @@ Texts in any of the model's languages become vectors in one space; a collection 
 neighbours of a text in other languages in one call."""
 
 
-def create_app(settings: Settings, *, encoder: Encoder, store: Store) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    encoder: Encoder,
+    store: Store,
+    detector: LanguageDetector | None = None,
+) -> FastAPI:
     """The service as an ASGI application.
 
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
-    store: where collections live. The app owns neither's construction, but closes the store
+    store: where collections live. detector: names the language of a text. The app owns neither's construction, but closes the store
     when it shuts down.
     """
     metrics = Metrics()
@@ -49,7 +55,7 @@ def create_app(settings: Settings, *, encoder: Encoder, store: Store) -> FastAPI
         encoder=encoder,
         store=store,
         embedder=Embedder(encoder, settings, metrics),
-        detector=LanguageDetector(),
+        detector=detector or LanguageDetector(),
         metrics=metrics,
         starting="starting",
     )

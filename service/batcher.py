@@ -236,9 +236,8 @@ class Batcher:
             )
         for job in {id(item.job): item.job for item in batch}.values():
             job.inference_s += seconds
-        finite = np.isfinite(vectors).all(axis=1)
-        for item, vector, good in zip(batch, vectors, finite, strict=True):
-            if good:
+        for item, vector in zip(batch, vectors, strict=True):
+            if np.isfinite(vector).all():
                 self._deliver(item, vector)
             else:
                 self._fail(item, NonFiniteVector("inference gave a vector that is not finite"))

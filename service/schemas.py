@@ -44,7 +44,7 @@ _TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItem
 _TEXT = {"type": "string", "minLength": 1}
 
 
-def _check_input(value: Any) -> list[str] | list[list[int]]:
+def _check_input(value: Any) -> list[Any]:
     """Bring OpenAI's four input forms to two: texts, or lists of token ids."""
     if isinstance(value, str):
         return [value]
@@ -56,6 +56,7 @@ def _check_input(value: Any) -> list[str] | list[list[int]]:
         raise ValueError("expected at least one item, found an empty list")
     if _is_id(value[0]):
         value = [value]
+    items: list[Any] = value
     wants_text = isinstance(value[0], str)
     for item, element in enumerate(value):
         if wants_text:
@@ -72,7 +73,7 @@ def _check_input(value: Any) -> list[str] | list[list[int]]:
                         f"item {item}, position {position}: expected a token id (an integer), "
                         f"found {_kind(token)}"
                     )
-    return value
+    return items
 
 
 def _is_id(value: Any) -> bool:

@@ -39,7 +39,7 @@ def shorten(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[np.
 
 def to_base64(vector: NDArray[np.float32]) -> str:
     """Base64 of the little-endian float32 components, as OpenAI's clients expect it."""
-    return base64.b64encode(np.ascontiguousarray(vector, "<f4")).decode("ascii")
+    return base64.b64encode(np.ascontiguousarray(vector, "<f4").data).decode("ascii")
 
 
 def timing_headers(embedded: Embedded, fingerprint: str) -> dict[str, str]:

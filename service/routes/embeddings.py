@@ -41,9 +41,9 @@ def router(state: State) -> APIRouter:
     async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Embed text or token ids."""
         if isinstance(body.input[0], str):
-            work = embedder.embed(body.input, truncate=body.truncate, partial=body.partial)  # type: ignore[arg-type]
+            work = embedder.embed(body.input, truncate=body.truncate, partial=body.partial)
         else:
-            work = embedder.embed_ids(body.input, truncate=body.truncate, partial=body.partial)  # type: ignore[arg-type]
+            work = embedder.embed_ids(body.input, truncate=body.truncate, partial=body.partial)
         embedded = await unless_gone(request, work)
         vectors = shorten(embedded.vectors, body.dimensions)
         headers = timing_headers(embedded, state.encoder.fingerprint)

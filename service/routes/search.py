@@ -102,4 +102,5 @@ def _matrix(rows: Sequence[Sequence[float]], dim: int) -> NDArray[np.float32]:
     for item, norm in enumerate(norms[:, 0]):
         if not np.isfinite(norm) or norm == 0:
             raise InputError(f"item {item} has no direction: its length is {norm}", item=item)
-    return (vectors / norms).astype(np.float32)
+    normalised: NDArray[np.float32] = (vectors / norms).astype(np.float32)
+    return normalised

@@ -56,9 +56,9 @@ def router(state: State) -> APIRouter:
             raise InputError(f"prompt_name: this model has no prompts, found {body.prompt_name!r}")
         if isinstance(body.inputs[0], str):
             side: Side = "left" if body.truncation_direction.lower() == "left" else "right"
-            work = embedder.embed(body.inputs, truncate=body.truncate, side=side)  # type: ignore[arg-type]
+            work = embedder.embed(body.inputs, truncate=body.truncate, side=side)
         else:
-            work = embedder.embed_ids(body.inputs, truncate=body.truncate)  # type: ignore[arg-type]
+            work = embedder.embed_ids(body.inputs, truncate=body.truncate)
         embedded = await unless_gone(request, work)
         vectors = shorten(embedded.vectors, body.dimensions)
         headers = timing_headers(embedded, state.encoder.fingerprint)

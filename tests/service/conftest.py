@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from mexma.encoder import Encoder
 from service.app import create_app
+from service.languages import LanguageDetector
 from service.settings import Settings
 from service.store.local import LocalStore
 from tests.fakes import FakeEncoder
@@ -19,15 +20,23 @@ from tests.fakes import FakeEncoder
 MakeClient = Callable[..., TestClient]
 
 
+@pytest.fixture(scope="session")
+def detector() -> LanguageDetector:
+    """Loaded once: it takes as long to load as a whole test."""
+    return LanguageDetector()
+
+
 @pytest.fixture
-def make_client(tmp_path: Path) -> Iterator[MakeClient]:
+def make_client(tmp_path: Path, detector: LanguageDetector) -> Iterator[MakeClient]:
     """Start an app (`make_client(encoder, max_request_items=3)`) and get a client to it."""
     with ExitStack() as stack:
 
         def make(encoder: Encoder | None = None, **settings: Any) -> TestClient:
             chosen = Settings(**{"demo": False, "data_dir": tmp_path / "data", **settings})
             store = LocalStore(chosen.data_dir)
-            app = create_app(chosen, encoder=encoder or FakeEncoder(), store=store)
+            app = create_app(
+                chosen, encoder=encoder or FakeEncoder(), store=store, detector=detector
+            )
             client = stack.enter_context(TestClient(app))
             while client.get("/health/ready").json()["reason"] == "starting":
                 pass

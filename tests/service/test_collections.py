@@ -56,7 +56,7 @@ def test_names_are_letters_digits_and_dashes(client, name):
 def test_upsert_says_what_became_of_each_document(cats):
     again = [
         {"id": "en-1", "text": "I have three cats.", "lang": "en"},
-        {"id": "new", "text": "Another one."},
+        {"id": "new", "text": "Where can I buy another one of these?"},
         {"id": "bad", "text": ""},
         {"id": "long", "text": "x" * 100, "lang": "en"},
     ]

@@ -1,0 +1,124 @@
+"""The page, in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from mexma.sample import tatoeba_sample
+from tests.browser import ARGUMENTS, find_browser
+from tests.conftest import Server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=find_browser(), args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """The page, loaded; the test fails if it logs an error or asks any other host."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    problems: list[str] = []
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((server.url, "data:"))
+            else problems.append(f"asked {request.url}")
+        ),
+    )
+    page.goto(server.url)
+    page.wait_for_selector("body[data-ready=yes]")
+    yield page
+    page.close()
+    assert problems == []
+
+
+def ask(page: Page, text: str) -> None:
+    page.get_by_label("Sentence to search for").fill(text)
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_role("status")).to_contain_text("neighbours in")
+
+
+def test_a_sentence_finds_neighbours_grouped_by_language(page: Page, tmp_path: Path) -> None:
+    query = next(s for s in tatoeba_sample() if s.lang == "ja")
+    english = next(s for s in tatoeba_sample() if s.lang == "en" and s.group == query.group)
+    ask(page, query.text)
+    expect(page.get_by_role("status")).to_contain_text("Read as Japanese")
+    assert page.locator("section").count() == 42
+    group = page.locator("section", has=page.get_by_role("heading", name="English"))
+    expect(group.locator("li").first.locator(".text")).to_have_text(english.text)
+    scores = [float(s) for s in group.locator(".score").all_inner_texts()]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) == 3
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+
+
+def test_options_change_the_answer(page: Page) -> None:
+    query = next(s for s in tatoeba_sample() if s.lang == "fi")
+    ask(page, query.text)
+    finnish = page.locator("section", has=page.get_by_role("heading", name="Finnish"))
+    expect(finnish).to_have_count(1)
+    page.get_by_label("leave out the language I type in").check()
+    expect(finnish).to_have_count(0)
+    page.get_by_label("Neighbours per language").select_option("1")
+    expect(page.locator("li")).to_have_count(41)
+    page.get_by_label("Score").select_option("margin")
+    expect(page.get_by_role("status")).to_contain_text("41 neighbours")
+
+
+def test_an_example_can_be_tried(page: Page) -> None:
+    page.locator("#examples button").first.click()
+    expect(page.get_by_role("status")).to_contain_text("neighbours in")
+
+
+def test_nothing_typed_and_server_errors_are_said(page: Page) -> None:
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_role("status")).to_have_text("Type a sentence first.")
+    page.route("**/search", lambda route: route.abort())
+    page.get_by_label("Sentence to search for").fill("x")
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_role("status")).to_have_class("bad")
+    expect(page.get_by_role("button", name="Search")).to_be_enabled()
+
+
+def test_texts_are_shown_as_text(page: Page, server: Server) -> None:
+    """A stored document that holds markup must not become markup."""
+    import httpx
+
+    documents = [{"id": "x", "text": "<img src=x onerror=document.title='owned'>", "lang": "en"}]
+    httpx.put(f"{server.url}/v1/collections/hostile").raise_for_status()
+    httpx.post(f"{server.url}/v1/collections/hostile/documents", json={"documents": documents})
+    page.reload()
+    page.wait_for_selector("body[data-ready=yes]")
+    page.get_by_label("Collection").select_option("hostile")
+    ask(page, "anything")
+    expect(page.locator("li .text")).to_have_text(documents[0]["text"])
+    assert page.title() != "owned"
+    httpx.delete(f"{server.url}/v1/collections/hostile").raise_for_status()
+
+
+def test_a_narrow_screen_does_not_scroll_sideways(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    ask(page, "Hello")
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 360
+
+
+def test_docs_work_without_a_content_network(browser: Browser, server: Server) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server.url}/docs")
+    expect(page.get_by_text("/v1/embeddings").first).to_be_visible()
+    assert all(url.startswith((server.url, "data:")) for url in asked), asked
+    page.close()
