@@ -1,0 +1,151 @@
+"""From a checkpoint to an artifact, in the order in which it happens."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+from tqdm import tqdm
+
+import mexma
+from mexma.artifact import (
+    MODEL,
+    TOKENIZER,
+    Manifest,
+    hash_file,
+    replace_directory,
+    write_manifest,
+)
+from mexma.encoder import OnnxEncoder
+from mexma.errors import ArtifactError
+from mexma.sample import tatoeba_sample
+from mexma.text import TextTokenizer
+from model_export import graph, parity, storage
+from training.checkpoint import Checkpoint
+from training.encoder import Encoder
+
+EXTERNAL = f"{MODEL}.data"
+
+# ONNX is a protobuf, and those end at 2 GiB; 64 MiB are left for everything but weights.
+LARGEST_INLINE_BYTES = 2**31 - 2**26
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and where."""
+
+    path: Path
+    manifest: Manifest
+    bytes: int
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    precision: str = "fp32",
+    name: str | None = None,
+    licence: str | None = None,
+    token_states: bool = False,
+    sentences_per_language: int = parity.SENTENCES_PER_LANGUAGE,
+    largest_inline_bytes: int = LARGEST_INLINE_BYTES,
+    traced: Encoder | None = None,
+) -> Exported:
+    """Write the artifact of `checkpoint` to `out`, replacing what was there.
+
+    precision: one of `mexma.artifact.PRECISIONS`. sentences_per_language: how much of the
+    sample the parity gate reads, 1 to 70. largest_inline_bytes: weights beyond this go to
+    `model.onnx.data`. traced: an encoder to export in the checkpoint's place, which the gate
+    then compares with the checkpoint; for proving that the gate works.
+
+    Raises ParityError when the artifact misses its bound, ArtifactError when the checkpoint
+    cannot be stored in this precision; `out` is then as it was.
+    """
+    bounds = parity.BOUNDS[precision]
+    encoder = checkpoint.encoder
+    config = encoder.config
+    tokenizer_json = minified(checkpoint.tokenizer_json)
+    tokenizer = TextTokenizer(tokenizer_json, max_tokens=checkpoint.max_tokens)
+    model = build(traced or encoder, precision, token_states=token_states)
+
+    with replace_directory(out) as directory:
+        (directory / TOKENIZER).write_bytes(tokenizer_json)
+        large = weight_bytes(model) > largest_inline_bytes
+        onnx_ir.save(model, directory / MODEL, external_data=EXTERNAL if large else None)
+        del model
+        files = (MODEL, TOKENIZER, *((EXTERNAL,) if large else ()))
+        manifest = Manifest(
+            name=name or str(checkpoint.source.get("name", "encoder")).rpartition("/")[2],
+            dim=config.dim,
+            max_tokens=checkpoint.max_tokens,
+            vocabulary_size=tokenizer.vocabulary_size,
+            pad_id=config.pad_id,
+            pooling=config.pooling,
+            precision=precision,
+            prefix=checkpoint.prefix,
+            files={file: hash_file(directory / file) for file in files},
+            input_names=graph.INPUTS,
+            output_name=graph.OUTPUT,
+            token_output_name=graph.TOKEN_OUTPUT if token_states else None,
+            architecture={k: v for k, v in asdict(config).items() if "dropout" not in k},
+            source={**checkpoint.source, **({"licence": licence} if licence else {})},
+            exporter=versions(),
+        )
+        write_manifest(directory, manifest)
+        served = OnnxEncoder(directory)
+        report = parity.measure(checkpoint, served, per_language=sentences_per_language)
+        manifest = replace(manifest, parity=parity.check(report, bounds))
+        write_manifest(directory, manifest)
+    size = sum(record.bytes for record in manifest.files.values())
+    return Exported(out, manifest, size)
+
+
+def build(encoder: Encoder, precision: str, *, token_states: bool = False) -> onnx_ir.Model:
+    """The graph of `encoder` with its weights stored in `precision`."""
+    model = graph.trace(encoder, token_states=token_states, half=precision == "fp16")
+    if precision in ("compact", "int8"):
+        rewrite = storage.compact if precision == "compact" else storage.int8
+        with tqdm(total=storage.rows(model), desc=precision, leave=False, mininterval=1) as bar:
+            rewrite(model, bar.update)
+    return model
+
+
+def minified(tokenizer_json: bytes) -> bytes:
+    """The same tokenizer without white space and escapes, about half the size.
+
+    Proved over the whole sample. Raises ArtifactError should ids change.
+    """
+    small = json.dumps(
+        json.loads(tokenizer_json), ensure_ascii=False, separators=(",", ":")
+    ).encode()
+    texts = [s.text for s in tatoeba_sample()]
+    before, after = (
+        TextTokenizer(content, max_tokens=2**30).encode(texts)
+        for content in (tokenizer_json, small)
+    )
+    for text, a, b in zip(texts, before, after, strict=True):
+        if a.ids.tolist() != b.ids.tolist():
+            raise ArtifactError(f"{TOKENIZER}: splits {text!r} differently once minified")
+    return small
+
+
+def weight_bytes(model: onnx_ir.Model) -> int:
+    """Size of all weights in the graph."""
+    values = model.graph.initializers.values()
+    return sum(v.const_value.nbytes for v in values if v.const_value is not None)
+
+
+def versions() -> dict[str, Any]:
+    """What exported: for the manifest."""
+    packages = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+    return {
+        "mexma": mexma.__version__,
+        "opset": graph.OPSET,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
