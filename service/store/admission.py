@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,8 +42,7 @@ def check_fingerprint(name: str, expected: str, found: str) -> None:
         )
 
 
-def encode_metadata(document: Document, item: int) -> str:
-    """The document's metadata as JSON. Raises InputError where JSON cannot hold it."""
+def _encode_metadata(document: Document, item: int) -> str:
     try:
         return json.dumps(document.metadata, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as e:
@@ -53,9 +51,12 @@ def encode_metadata(document: Document, item: int) -> str:
         ) from e
 
 
-def check_document(document: Document, item: int) -> None:
-    """Refuse an id that is empty or long, a malformed tag, and text that UTF-8 cannot hold."""
-    metadata = encode_metadata(document, item)
+def check_document(document: Document, item: int) -> str:
+    """Refuse an id that is empty or long, a malformed tag, and text that UTF-8 cannot hold.
+
+    Returns the metadata as JSON; metadata that JSON cannot hold is refused too.
+    """
+    metadata = _encode_metadata(document, item)
     for what, value in (("id", document.id), ("text", document.text), ("metadata", metadata)):
         try:
             size = len(value.encode())
@@ -75,11 +76,7 @@ def check_document(document: Document, item: int) -> None:
         raise InputError(
             f"lang of document {item} must be a BCP 47 tag, got {document.lang[:40]!r}", item=item
         )
-
-
-def check_documents(documents: Sequence[Document]) -> None:
-    for item, document in enumerate(documents):
-        check_document(document, item)
+    return metadata
 
 
 def unit_vectors(vectors: Vectors, count: int | None, dim: int) -> Vectors:

@@ -16,12 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from mexma.errors import CollectionNotFound, DocumentNotFound, InputError, StoreCorrupt
-from service.store.admission import (
-    check_documents,
-    check_fingerprint,
-    encode_metadata,
-    unit_vectors,
-)
+from service.store.admission import check_document, check_fingerprint, unit_vectors
 from service.store.database import Database, Row
 from service.store.index import Snapshot
 from service.store.protocol import (
@@ -91,7 +86,7 @@ class Collection:
     def upsert(self, documents: Sequence[Document], vectors: Vectors, fingerprint: str) -> Outcomes:
         header = self._database.header
         check_fingerprint(header.name, header.fingerprint, fingerprint)
-        check_documents(documents)
+        metadata = [check_document(document, item) for item, document in enumerate(documents)]
         units = unit_vectors(vectors, len(documents), header.dim)
         last: dict[str, int] = {}
         for item, document in enumerate(documents):
@@ -99,7 +94,6 @@ class Collection:
             last[document.id] = item
         kept = list(last.values())
         winners = [documents[item] for item in kept]
-        metadata = [encode_metadata(documents[item], item) for item in kept]
         if not winners:
             return []
         with self._writing:
@@ -107,7 +101,7 @@ class Collection:
             with self._database.transaction() as transaction:
                 existing = transaction.rids(list(last))
                 transaction.delete(list(existing.values()))
-                rids = transaction.insert(winners, metadata, vectors[kept])
+                rids = transaction.insert(winners, [metadata[i] for i in kept], vectors[kept])
                 dead = np.array(sorted(existing.values()), np.int64)
                 tags = [d.lang for d in winners]
                 changed = self._snapshot.changed(dead, rids, tags, units[kept])

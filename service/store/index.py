@@ -36,6 +36,8 @@ COMPACT_ABOVE_DEAD = 4_096
 SLACK = 8
 """Candidates fetched beyond k, so that near-ties at the border rarely need a second scan."""
 GATHER_ROWS = 4_096
+SCAN_QUERIES = 64
+"""Queries in one scan: FAISS gains nothing from more, and other searches' threads wait for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +136,10 @@ class Snapshot:
         queries: float32 `[n, dim]` of length 1. Returns n times (positions int64 `[m]`, cosines
         float32 `[m]`), best first, with m = min(k, rows in the mask).
         """
+        parts = (queries[n : n + SCAN_QUERIES] for n in range(0, len(queries), SCAN_QUERIES))
+        return [found for part in parts for found in self._nearest(part, k, mask)]
+
+    def _nearest(self, queries: Vectors, k: int, mask: Mask) -> list[tuple[Index, Vectors]]:
         available = int(mask.sum())
         k = min(k, available)
         results: list[tuple[Index, Vectors]] = [(np.empty(0, np.int64), np.empty(0, np.float32))]
@@ -209,12 +215,10 @@ class Snapshot:
         """
         known = self._neighbourhoods
         missing = np.array([p for p in np.unique(positions) if p not in known], np.int64)
-        for start in range(0, len(missing), GATHER_ROWS):
-            part = missing[start : start + GATHER_ROWS]
-            found = self.nearest(self.vectors(part), NEIGHBOURHOOD + 1, self.alive)
-            for position, (others, cosines) in zip(part, found, strict=True):
-                # With many exact duplicates a row may not be among its own nearest: then the
-                # first four are as near as itself, and the fifth is what is one too many.
-                around = cosines[others != position][:NEIGHBOURHOOD]
-                known[int(position)] = float(around.mean()) if len(around) else float("nan")
+        found = self.nearest(self.vectors(missing), NEIGHBOURHOOD + 1, self.alive)
+        for position, (others, cosines) in zip(missing, found, strict=True):
+            # With many exact duplicates a row may not be among its own nearest: then the first
+            # four are as near as itself, and the fifth is what is one too many.
+            around = cosines[others != position][:NEIGHBOURHOOD]
+            known[int(position)] = float(around.mean()) if len(around) else float("nan")
         return np.array([known[int(p)] for p in positions], np.float32)

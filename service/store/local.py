@@ -106,20 +106,26 @@ class LocalStore:
             self._check_open()
             if name in self._open or name in self._damaged:
                 return _same(self._collection(name).info(), dim, fingerprint)
-            suffix = secrets.token_hex(4)
-            new = self.root / f"{NEW}{name}.{suffix}"
-            final = self.root / f"{name}.{suffix}"
-            try:
-                new.mkdir()
-                now = datetime.now(UTC).isoformat(timespec="seconds")
-                Database.create(new / DATABASE, Header(name, dim, fingerprint, now))
-                _sync(new)
-                new.rename(final)
-                _sync(self.root)
-            except OSError as e:
-                raise StoreError(f"{final} cannot be created: {e}") from e
-            self._open[name] = collection = Collection(final, self._threads)
+            self._open[name] = collection = self._created(name, dim, fingerprint)
             return collection.info()
+
+    def _created(self, name: str, dim: int, fingerprint: str) -> Collection:
+        suffix = secrets.token_hex(4)
+        new, final = self.root / f"{NEW}{name}.{suffix}", self.root / f"{name}.{suffix}"
+        try:
+            new.mkdir()
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            Database.create(new / DATABASE, Header(name, dim, fingerprint, now))
+            _sync(new)
+            new.rename(final)
+            _sync(self.root)
+            return Collection(final, self._threads)
+        except (OSError, StoreError) as e:
+            # Renamed back first: were it left, the next attempt would make the name exist twice.
+            with suppress(OSError):
+                final.rename(new)
+            shutil.rmtree(new, ignore_errors=True)
+            raise StoreError(f"collection {name!r} cannot be created in {self.root}: {e}") from e
 
     def list(self) -> list[CollectionInfo]:
         with self._changing:

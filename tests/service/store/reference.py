@@ -74,7 +74,8 @@ class ReferenceStore:
 
     def upsert(self, name, documents, vectors, fingerprint):
         kept = self._of(name, fingerprint)
-        admission.check_documents(documents)
+        for item, document in enumerate(documents):
+            admission.check_document(document, item)
         units = admission.unit_vectors(vectors, len(documents), kept.dim)
         outcomes = []
         for document, unit in zip(documents, units, strict=True):

@@ -94,7 +94,7 @@ def both_find(history, vectors, tags, query, compare):
 
 
 many = settings(
-    max_examples=120,
+    max_examples=80,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
