@@ -68,9 +68,6 @@ def router(state: State) -> APIRouter:
             embedded,
             {i: (outcome, languages[i]) for i, outcome in zip(good, outcomes, strict=True)},
         )
-        state.metrics.documents.labels(name).set(
-            (await asyncio.to_thread(store.describe, name)).count
-        )
         return json_response(
             content | {"fingerprint": fingerprint}, timing_headers(embedded, fingerprint)
         )

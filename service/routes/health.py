@@ -53,6 +53,10 @@ def router(state: State) -> APIRouter:
     )
     async def metrics() -> Response:
         """Prometheus metrics."""
+        infos = await asyncio.to_thread(state.store.list)
+        state.metrics.documents.clear()
+        for info in infos:
+            state.metrics.documents.labels(info.name).set(info.count)
         return Response(state.metrics.render(), media_type=state.metrics.content_type)
 
     return routes

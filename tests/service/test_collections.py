@@ -120,6 +120,12 @@ def test_margin_ranks_by_the_margin_and_keeps_the_cosine(cats):
         assert hit["score"] != hit["cosine"]
 
 
+def test_the_metrics_count_documents_of_collections_that_exist(cats):
+    assert 'mexma_collection_documents{collection="cats"} 4.0' in cats.get("/metrics").text
+    cats.delete("/v1/collections/cats")
+    assert "mexma_collection_documents{" not in cats.get("/metrics").text
+
+
 def test_deleting(cats):
     body = {"ids": ["en-1", "nobody"]}
     response = cats.request("delete", "/v1/collections/cats/documents", json=body)

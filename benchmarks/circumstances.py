@@ -1,0 +1,54 @@
+"""Under which circumstances a number was measured; printed with every result."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = RESULTS.parent.parent
+
+
+def result_file(what: str) -> Path:
+    """Where a result is kept: `results/<what>_<hardware>_<date>.md`."""
+    cores = len(os.sched_getaffinity(0))
+    name = re.sub(r"[^a-z0-9]+", "-", _cpuinfo("model name").lower()).strip("-")
+    return RESULTS / f"{what}_{name}-{cores}c_{datetime.date.today().isoformat()}.md"
+
+
+def _cpuinfo(key: str) -> str:
+    rows = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    return next((value.strip() for name, _, value in rows if name.strip() == key), "unknown")
+
+
+def processor() -> str:
+    """The processor's name, with the number of cores this process may use."""
+    flags = _cpuinfo("flags").split()
+    known = [
+        f for f in ("avx2", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if f in flags
+    ]
+    return f"{_cpuinfo('model name')} ({len(os.sched_getaffinity(0))} cores; {', '.join(known)})"
+
+
+def circumstances(*packages: str) -> str:
+    """One Markdown line: processor, versions of `packages`, commit and date."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} not installed")
+    parts = [processor(), f"Python {platform.python_version()}", *found]
+    return f"{'; '.join(parts)}; commit {commit}; {datetime.date.today().isoformat()}."

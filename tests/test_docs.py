@@ -1,0 +1,115 @@
+"""Documentation cannot lie: its blocks run, its links lead somewhere, its tables are the code's."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs.reference import PAGES
+from service.settings import Settings
+from tests.conftest import ROOT, Server
+
+PROSE = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "deploy/RUNBOOK.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "models/default/README.md",
+]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ADDRESS = "http://127.0.0.1:8080"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("file", sorted(PAGES))
+def test_reference_pages_are_what_the_code_says(file):
+    assert (ROOT / "docs" / file).read_text(encoding="utf-8") == PAGES[file](), "run: make docs"
+
+
+def test_every_curl_of_the_readme_runs_and_the_demo_answers_as_shown(server: Server):
+    curls = [block for block in blocks("sh") if block.startswith("curl")]
+    assert len(curls) >= 4
+    answers = []
+    for block in curls:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.replace(ADDRESS, server.url)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        answer = json.loads(done.stdout)
+        assert "error" not in answer, f"{block}\n{answer}"
+        answers.append(answer)
+    (shown,) = blocks("text")
+    found = [
+        f"{hit['cosine']:.2f}  {hit['lang']}  {hit['text']}" for hit in answers[0]["results"][0]
+    ]
+    assert shown.strip().splitlines() == found
+    by_language = {hit["lang"]: hit["id"] for hit in answers[-1]["results"][0]}
+    assert by_language == {"en": "2", "es": "3", "fi": "1"}
+
+
+def test_every_python_block_of_the_readme_runs(server: Server):
+    for block in blocks("python"):
+        subprocess.run(
+            [sys.executable, "-c", block.replace(ADDRESS, server.url)], check=True, timeout=60
+        )
+
+
+def test_every_other_command_of_the_readme_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    commands = [
+        c for block in blocks("sh") if not block.startswith("curl") for c in block.split("\n")
+    ]
+    for command in filter(None, commands):
+        words = [w for w in command.split() if not re.fullmatch(r"[A-Z_]+=\S*", w)]
+        if words[0] == "make":
+            target = words[1].replace(".venv", "$(VENV)")
+            assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), command
+        else:
+            tool = words[0].removeprefix(".venv/bin/")
+            assert re.search(rf"^{tool} = ", (ROOT / "pyproject.toml").read_text(), re.MULTILINE), (
+                command
+            )
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_settings_and_metrics_in_prose_exist(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+    known = {f"MEXMA_{name.upper()}" for name in Settings.model_fields}
+    assert set(re.findall(r"MEXMA_[A-Z_]*[A-Z]", text)) <= known
+    metrics = (ROOT / "docs/metrics.md").read_text()
+    assert all(name in metrics for name in re.findall(r"`(mexma_[a-z_]+)`", text))
+
+
+def test_the_runbook_knows_every_reason_for_not_being_ready():
+    code = "".join((ROOT / "service" / f).read_text() for f in ("app.py", "routes/health.py"))
+    reasons = set(re.findall(r'(?:starting = |return |starting=)"([a-z_]+)"', code))
+    assert len(reasons) >= 6
+    runbook = (ROOT / "deploy/RUNBOOK.md").read_text()
+    assert {r for r in reasons if f"`{r}`" not in runbook} == set()
+
+
+def test_nothing_names_a_place_or_package_host_of_one_machine():
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    pattern = re.compile(rb"/(?:root|home/[a-z]+)/|://[a-z.]*(?:pypi|pythonhosted|npmjs|debian)[.]")
+    for name in files:
+        path = ROOT / name
+        if path.suffix in {".onnx", ".data", ".npz", ".png"} or not path.is_file():
+            continue
+        found = pattern.search(path.read_bytes())
+        assert found is None or name == "tests/test_docs.py", f"{name}: {found}"
