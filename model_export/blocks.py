@@ -94,7 +94,9 @@ def _four_bits(blocks: NDArray[np.float32]) -> Coded:
         open_ = np.flatnonzero(error)
         if not len(open_):
             break
-        codes_, scales_, error_ = _with_scale(blocks[open_], largest[open_] / code, -8, 7)
+        codes_, scales_, error_ = _with_scale(
+            blocks[open_], (largest[open_] / code).astype(np.float32), -8, 7
+        )
         better = error_ < error[open_]
         codes[open_[better]] = codes_[better]
         scales[open_[better]] = scales_[better]
@@ -103,7 +105,8 @@ def _four_bits(blocks: NDArray[np.float32]) -> Coded:
 
 
 def _eight_bits(blocks: NDArray[np.float32]) -> Coded:
-    codes, scales, _ = _with_scale(blocks, np.abs(blocks).max(1) / np.float32(127), -127, 127)
+    largest: NDArray[np.float32] = np.abs(blocks).max(1)
+    codes, scales, _ = _with_scale(blocks, (largest / 127).astype(np.float32), -127, 127)
     return codes, scales
 
 
