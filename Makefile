@@ -24,7 +24,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.served_throughput
 
 docs: $(VENV)/.dev ## write the reference pages anew from the code
 	$(BIN)/python -m docs.reference
