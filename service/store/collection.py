@@ -186,8 +186,13 @@ class Collection:
     def _release(self, first: Callable[[], object]) -> None:
         with self._writing:
             self._check_open()
-            first()
+            # Before the rename: a reader that fails because of it must find the reason.
             self._closed = True
+            try:
+                first()
+            except BaseException:
+                self._closed = False
+                raise
             self._database.close()
 
 
