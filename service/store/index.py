@@ -44,8 +44,7 @@ SCAN_QUERIES = 64
 class Snapshot:
     """blocks: float32 `[BLOCK_ROWS, dim]` each, rows of length 1. rids: int64 `[count]`, ascending.
 
-    codes: int32 `[count]`, places in `tags`. alive: bool `[count]`. version: grows by one with
-    each change.
+    codes: int32 `[count]`, places in `tags`. alive: bool `[count]`.
     """
 
     dim: int
@@ -55,7 +54,6 @@ class Snapshot:
     codes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     alive: Mask = field(default_factory=lambda: np.empty(0, np.bool_))
     tags: tuple[str, ...] = ()
-    version: int = 0
     _neighbourhoods: dict[int, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -98,7 +96,6 @@ class Snapshot:
             np.concatenate([self.codes, new_codes]),
             np.concatenate([alive, np.ones(len(rids), np.bool_)]),
             tuple(codes),
-            self.version + 1,
         )
 
     def _appended(self, vectors: Vectors) -> tuple[Vectors, ...]:
@@ -114,7 +111,7 @@ class Snapshot:
         return tuple(blocks)
 
     def _compacted(self, alive: Mask) -> Snapshot:
-        state = Snapshot(self.dim, self.threads, tags=self.tags, version=self.version)
+        state = Snapshot(self.dim, self.threads, tags=self.tags)
         kept = np.flatnonzero(alive)
         for part in np.split(kept, range(BLOCK_ROWS, len(kept), BLOCK_ROWS)):
             tags = [self.tags[code] for code in self.codes[part]]
