@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.parse_args(arguments)
     try:
         serve(_settings())
-    except MexmaError as error:
+    except (MexmaError, OSError) as error:
         sys.exit(f"mexma-serve: {error}")
 
 

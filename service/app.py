@@ -45,8 +45,8 @@ def create_app(
     """The service as an ASGI application.
 
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
-    store: where collections live. detector: names the language of a text. The app owns neither's construction, but closes the store
-    when it shuts down.
+    store: where collections live; the app closes it when it shuts down. detector: names the
+    language of a text that comes without one.
     """
     metrics = Metrics()
     metrics.encoder.labels(encoder.manifest.name, encoder.fingerprint).set(1)

@@ -7,10 +7,10 @@ import logging
 
 from tqdm import tqdm
 
-from mexma.errors import CollectionNotFound
-from mexma.sample import tatoeba_sample
+from mexma.errors import CollectionNotFound, DocumentNotFound, StoreError
+from mexma.sample import Sentence, tatoeba_sample
 from service.state import State
-from service.store.protocol import Document
+from service.store.protocol import Document, Store
 
 log = logging.getLogger(__name__)
 
@@ -21,30 +21,49 @@ BATCH = 256
 async def offer_demo(state: State) -> None:
     """Fill the collection unless it is complete and of this encoder.
 
-    Vectors of another encoder are replaced, since the sentences are ours to embed again.
+    Vectors of another encoder are replaced, since the sentences are ours to embed again. A
+    collection of this name that is not ours, or damaged, is left as it is.
     """
     sentences = tatoeba_sample()
-    dim, fingerprint = state.encoder.manifest.dim, state.encoder.fingerprint
-    store = state.store
+    store, fingerprint = state.store, state.encoder.fingerprint
     try:
         found = await asyncio.to_thread(store.describe, NAME)
-        if found.fingerprint == fingerprint and found.count >= len(sentences):
+    except CollectionNotFound:
+        pass
+    except StoreError as error:
+        log.error("no demo: %s; delete the collection %s to have it made again", error, NAME)
+        return
+    else:
+        if found.count and not await asyncio.to_thread(_is_ours, store, sentences[0], found.count):
+            log.warning("no demo: the collection %s holds other documents", NAME)
             return
         if found.fingerprint != fingerprint:
             log.info("the demo was embedded by another encoder and is made again")
             await asyncio.to_thread(store.drop, NAME)
-    except CollectionNotFound:
-        pass
-    await asyncio.to_thread(store.create, NAME, dim, fingerprint)
+        elif found.count == len(sentences):
+            return
+    await asyncio.to_thread(store.create, NAME, state.encoder.manifest.dim, fingerprint)
     with tqdm(total=len(sentences), desc="filling the demo", unit=" sentences") as progress:
         for start in range(0, len(sentences), BATCH):
             batch = sentences[start : start + BATCH]
             embedded = await state.embedder.embed([s.text for s in batch])
             documents = [
-                Document(
-                    id=f"{s.group}-{s.lang}", text=s.text, lang=s.lang, metadata={"group": s.group}
-                )
+                Document(id=_id(s), text=s.text, lang=s.lang, metadata={"group": s.group})
                 for s in batch
             ]
             await asyncio.to_thread(store.upsert, NAME, documents, embedded.vectors, fingerprint)
             progress.update(len(batch))
+
+
+def _id(sentence: Sentence) -> str:
+    return f"{sentence.group}-{sentence.lang}"
+
+
+def _is_ours(store: Store, first: Sentence, count: int) -> bool:
+    """Whether a collection is a demo of ours, complete or not: our first document, and no more
+    documents than we would write."""
+    try:
+        text = store.get(NAME, _id(first)).text
+    except DocumentNotFound:
+        return False
+    return text == first.text and count <= len(tatoeba_sample())
