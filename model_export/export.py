@@ -110,7 +110,7 @@ def build(encoder: Encoder, precision: str, *, token_states: bool = False) -> on
     model = graph.trace(encoder, token_states=token_states, half=precision == "fp16")
     if precision in ("compact", "int8"):
         rewrite = storage.compact if precision == "compact" else storage.int8
-        with tqdm(total=storage.rows(model), desc=precision, leave=False, mininterval=1) as bar:
+        with tqdm(total=storage.rows(model), desc=precision, leave=False, disable=None) as bar:
             rewrite(model, bar.update)
     return model
 

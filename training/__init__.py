@@ -1,0 +1,1 @@
+"""Torch lives here: the encoder, its checkpoints and, later, how it is trained."""

@@ -94,7 +94,7 @@ def load_checkpoint(
             f"{source}: max_tokens must be 3 to {config.max_tokens}, which is what the position "
             f"table holds, got {limit}"
         )
-    kept_prefix = description.prefix if description else ""
+    kept_prefix = description.prefix if description else hugging_face.read_prompt(path)
     origin = description.source if description else {"name": name}
     return Checkpoint(
         encoder=encoder,
@@ -150,7 +150,7 @@ def _hugging_face_config(config: EncoderConfig) -> dict[str, Any]:
         "hidden_act": "gelu",
         "pad_token_id": config.pad_id,
         "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.attention_dropout,
+        "attention_probs_dropout_prob": 0.0,
     }
 
 

@@ -37,7 +37,8 @@ class EncoderConfig:
 
     hidden, intermediate: widths. positions: rows of the position table, of which the first
     `first_position` are never used (XLM-R counts from pad_id + 1, BERT from 0). head: width
-    of the dense layer with tanh after pooling, None for no such layer.
+    of the dense layer with tanh after pooling, None for no such layer. dropout: of hidden
+    states, in training; attention weights are never dropped (MEXMA's recipe has that off).
     """
 
     vocabulary: int
@@ -50,7 +51,6 @@ class EncoderConfig:
     pad_id: int
     norm_eps: float
     dropout: float = 0.0
-    attention_dropout: float = 0.0
     pooling: Pooling = "first_token"
     head: int | None = None
     normalise: bool = True

@@ -112,7 +112,6 @@ def read_config(path: Path) -> EncoderConfig:
             pad_id=pad_id,
             norm_eps=raw.get("layer_norm_eps", 1e-12),
             dropout=raw.get("hidden_dropout_prob", 0.1),
-            attention_dropout=raw.get("attention_probs_dropout_prob", 0.1),
         )
     except KeyError as error:
         raise CheckpointError(f"{file}: field {error} is missing") from None
@@ -220,6 +219,19 @@ def read_limits(directory: Path) -> int | None:
         )
     found = raw.get("max_seq_length")
     return None if found is None else int(found)
+
+
+def read_prompt(path: Path) -> str:
+    """What sentence-transformers would put before every text unasked; often nothing."""
+    file = path / "config_sentence_transformers.json"
+    raw = read_json(file) if file.is_file() else {}
+    name = raw.get("default_prompt_name")
+    if name is None:
+        return ""
+    prompt = raw.get("prompts", {}).get(name)
+    if not isinstance(prompt, str):
+        raise CheckpointError(f"{file}: default_prompt_name is {name!r}, but prompts lacks it")
+    return prompt
 
 
 def load_head(head: nn.Linear, directory: Path) -> None:

@@ -103,6 +103,18 @@ def test_first_token_dense_tanh_as_in_labse(tmp_path):
         assert (found.encoder(ids, mask) - expected).abs().max() < 1e-5
 
 
+def test_a_default_prompt_becomes_the_prefix(tmp_path):
+    folder = publish(tmp_path, bert(), Pooling=MEAN)
+    assert load_checkpoint(str(folder)).prefix == ""
+    described = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(described))
+    assert load_checkpoint(str(folder)).prefix == "query: "
+    assert load_checkpoint(str(folder), prefix="").prefix == ""
+    described["default_prompt_name"] = "passage"
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(described))
+    assert "default_prompt_name is 'passage', but prompts lacks it" in refusal(folder)
+
+
 def test_a_dense_layer_of_another_shape(tmp_path):
     folder = publish(tmp_path, bert(), Pooling=CLS, Dense=TANH)
     save_file({"linear.weight": torch.zeros(24, 31)}, folder / "2_Dense/model.safetensors")
