@@ -87,6 +87,9 @@ def _kind(value: Any) -> str:
     }.get(type(value), type(value).__name__)  # fmt: skip
 
 
+# An empty text is refused where it is embedded, with its index.
+Text = Annotated[str, WithJsonSchema(_TEXT)]
+
 Input = Annotated[
     list[str] | list[list[int]],
     BeforeValidator(_check_input),
@@ -106,7 +109,7 @@ Input = Annotated[
 class EmbeddingRequest(BaseModel):
     """OpenAI's `POST /v1/embeddings`, and two fields of ours: truncate and partial."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     input: Input
     model: str | None = Field(
@@ -168,7 +171,7 @@ class EmbeddingResponse(BaseModel):
 class TeiEmbedRequest(BaseModel):
     """text-embeddings-inference's `POST /embed`."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     inputs: Input
     normalize: bool = Field(
@@ -176,7 +179,7 @@ class TeiEmbedRequest(BaseModel):
     )
     truncate: bool | None = None
     truncation_direction: Literal["Right", "Left", "right", "left"] = "Right"
-    prompt_name: str | None = Field(None, description="Only null: the encoder has one prefix.")
+    prompt_name: None = Field(None, description="Only null: the encoder has one prefix.")
     dimensions: int | None = Field(None, ge=1)
 
 
@@ -256,16 +259,16 @@ class CollectionList(BaseModel):
 
 
 class DocumentIn(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     id: DocumentId
-    text: str
+    text: Text
     lang: LanguageTag | None = Field(None, description="BCP 47; detected when absent.")
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
 class UpsertRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     documents: list[DocumentIn] = Field(min_length=1)
 
@@ -289,7 +292,7 @@ class UpsertResponse(BaseModel):
 
 
 class DeleteRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     ids: list[DocumentId] = Field(min_length=1)
 
@@ -308,9 +311,9 @@ class DocumentOut(BaseModel):
 class SearchRequest(BaseModel):
     """Neighbours of texts (`queries`) or of vectors (`vectors`), whichever is given."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    queries: list[str] | None = Field(None, min_length=1)
+    queries: list[Text] | None = Field(None, min_length=1)
     vectors: list[list[float]] | None = Field(None, min_length=1)
     k: int = Field(10, ge=1, le=1000)
     languages: list[LanguageTag] | None = Field(

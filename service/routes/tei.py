@@ -52,8 +52,6 @@ def router(state: State) -> APIRouter:
             raise InputError(
                 "normalize: only true is possible, this model's vectors are normalised in its graph"
             )
-        if body.prompt_name is not None:
-            raise InputError(f"prompt_name: this model has no prompts, found {body.prompt_name!r}")
         if isinstance(body.inputs[0], str):
             side: Side = "left" if body.truncation_direction.lower() == "left" else "right"
             work = embedder.embed(body.inputs, truncate=body.truncate, side=side)

@@ -146,6 +146,8 @@ def test_what_is_refused(cats):
     assert "query_language" in needs
     assert "per_langauge" in refused(cats, 422, queries=["x"], per_langauge=True)
     assert "k:" in refused(cats, 422, queries=["x"], k=0)
+    assert "k:" in refused(cats, 422, queries=["x"], k="3")
+    assert "exact:" in refused(cats, 422, queries=["x"], exact="yes")
     assert "languages" in refused(cats, 422, queries=["x"], languages=["not a tag"])
     nowhere = "/v1/collections/nowhere"
     assert "nowhere" in refused(cats, 404, f"{nowhere}/search", queries=["x"])
