@@ -6,9 +6,10 @@ import asyncio
 import threading
 
 import pytest
+from fastapi import Request
 
 from service.metrics import Metrics
-from service.middleware import RequestBorder
+from service.middleware import ClientGone, RequestBorder, unless_gone
 from tests.fakes import FakeEncoder
 
 
@@ -87,6 +88,30 @@ def test_a_slow_body_gets_408():
     asyncio.run(border(scope, receive, send))
     assert sent[0]["status"] == 408
     assert b"did not arrive within 0.1 s" in sent[1]["body"]
+
+
+def test_work_for_a_client_that_left_is_cancelled():
+    async def main() -> None:
+        left = asyncio.Event()
+        stopped = asyncio.Event()
+
+        async def receive():
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def work():
+            try:
+                left.set()
+                await asyncio.sleep(30)
+            finally:
+                stopped.set()
+
+        request = Request({"type": "http", "headers": []}, receive)
+        with pytest.raises(ClientGone):
+            await asyncio.wait_for(unless_gone(request, work()), 10)
+        assert stopped.is_set()
+
+    asyncio.run(main())
 
 
 def test_request_ids_are_given_or_taken_over(client):

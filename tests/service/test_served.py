@@ -165,6 +165,7 @@ def test_a_storm_of_mixed_requests(server):
         asyncio.run(storm())
     while "mexma_queue_items 0.0" not in httpx.get(f"{server.url}/metrics").text:
         time.sleep(0.05)  # a cancelled request that stayed in the queue would hang here
+    assert 'status="499"' in httpx.get(f"{server.url}/metrics").text, "no disconnect was noticed"
     grown = server.rss_bytes() - before
     assert grown < 0.05 * before, f"grew by {grown / 2**20:.0f} MiB from {before / 2**20:.0f}"
     assert httpx.get(f"{server.url}/health/ready").status_code == 200
