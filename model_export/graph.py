@@ -9,7 +9,9 @@ graphs of this exporter. Measured on 2 cores (AMD EPYC, AVX-512; 12 layers of 38
 onnxruntime 1.32), sentences/s: decomposed 193; fused with a [batch, length] mask 203, with
 lengths [batch] 201, with the input biases folded in 199, with one packed QKV product 198,
 and as the Attention operator 202: on a CPU they are equal but for decomposed. Lengths are
-chosen because on CUDA only they (or no mask at all) admit the flash-style kernels.
+chosen because on CUDA, by the operator's source, its fp16 fused and cuDNN kernels take them
+(or no mask at all), while a [batch, length] mask falls back to unfused ones; there was no GPU to
+measure on.
 """
 
 from __future__ import annotations

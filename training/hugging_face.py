@@ -99,7 +99,9 @@ def read_config(path: Path) -> EncoderConfig:
     for name, only in fixed.items():
         if (found := raw.get(name, only)) != only:
             raise CheckpointError(f"{file}: {name} must be {only!r}, found {found!r}")
-    pad_id = raw.get("pad_token_id", 0 if kind == "bert" else 1)
+    pad_id = raw.get("pad_token_id")
+    if pad_id is None:
+        pad_id = 0 if kind == "bert" else 1
     try:
         config = EncoderConfig(
             vocabulary=raw["vocab_size"],
@@ -168,7 +170,10 @@ def read_modules(path: Path, raw_config: EncoderConfig) -> tuple[EncoderConfig, 
     there is one. Raises CheckpointError for a module or mode that the encoder does not have.
     """
     file = path / "modules.json"
-    modules = [(str(m["type"]).rsplit(".", 1)[-1], path / m["path"]) for m in read_json(file)]
+    try:
+        modules = [(str(m["type"]).rsplit(".", 1)[-1], path / m["path"]) for m in read_json(file)]
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{file}: every module needs a type and a path") from None
     kinds = [kind for kind, _ in modules]
     allowed = ["Transformer", "Pooling", "Dense", "Normalize"]
     if unknown := [kind for kind in kinds if kind not in allowed]:

@@ -140,6 +140,18 @@ def test_what_cannot_be_exported_is_refused(tmp_path, modules, words):
     assert words in refusal(publish(tmp_path, bert(), **modules))
 
 
+def test_a_modules_json_that_is_none(tmp_path):
+    folder = publish(tmp_path, bert(), Pooling=MEAN)
+    for content, words in [
+        ("[]", "expected a list of modules"),
+        ('{"a": 1}', "expected a list of modules"),
+        ('[{"path": ""}]', "every module needs a type and a path"),
+        ("[", "not valid JSON"),
+    ]:
+        (folder / "modules.json").write_text(content)
+        assert words in refusal(folder)
+
+
 def test_pooling_must_be_said_where_nothing_says_it(tmp_path):
     bert().save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(tiny_tokenizer_json())
