@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 
 import uvicorn
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"mexma {__version__}")
     parser.parse_args(arguments)
+    # uvicorn finishes what it accepted and then raises the signal again for whoever had it
+    # before: that is us, and an orderly end is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         serve(_settings())
     except (MexmaError, OSError) as error:
