@@ -81,14 +81,21 @@ def test_an_example_can_be_tried(page: Page) -> None:
     expect(page.get_by_role("status")).to_contain_text("neighbours in")
 
 
-def test_nothing_typed_and_server_errors_are_said(page: Page) -> None:
+def test_nothing_typed_is_said(page: Page) -> None:
     page.get_by_role("button", name="Search").click()
     expect(page.get_by_role("status")).to_have_text("Type a sentence first.")
+
+
+def test_a_server_that_is_gone_is_said(browser: Browser, server: Server) -> None:
+    page = browser.new_page()
+    page.goto(server.url)
+    page.wait_for_selector("body[data-ready=yes]")
     page.route("**/search", lambda route: route.abort())
     page.get_by_label("Sentence to search for").fill("x")
     page.get_by_role("button", name="Search").click()
     expect(page.get_by_role("status")).to_have_class("bad")
     expect(page.get_by_role("button", name="Search")).to_be_enabled()
+    page.close()
 
 
 def test_texts_are_shown_as_text(page: Page, server: Server) -> None:
