@@ -4,7 +4,7 @@
 
 Writes a checkpoint (2.2 GB) and an fp32 artifact with external data (2.2 GB) to a temporary
 folder, runs the parity gate, prints what `mexma-export` prints and what it cost, and keeps
-it in `benchmarks/results/`. Needs about 10 GB of memory.
+it in `benchmarks/results/`. Takes about 5 GiB of memory.
 """
 
 from __future__ import annotations
