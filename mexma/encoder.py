@@ -15,8 +15,9 @@ from mexma.errors import ArtifactError
 from mexma.session import Device, Session
 from mexma.text import TextTokenizer, TokenBatch
 
-MAX_BATCH_TOKENS = 4096
-MAX_BATCH_ITEMS = 64
+# On 2 cores 360 sentences/s, against 340 at 2048 and 64, and 290 at 4096 and 128.
+MAX_BATCH_TOKENS = 1024
+MAX_BATCH_ITEMS = 32
 
 
 class Encoder(Protocol):

@@ -57,14 +57,14 @@ class Settings(BaseSettings):
         description="Port to listen on; `PORT` is read too. 0 takes a free one and logs it.",
     )
     max_batch_tokens: int = Field(
-        2048,
+        1024,
         ge=1,
         description="Tokens, padding included, in one batch on the engine. Larger keeps a GPU "
         "busy; on a CPU it gains nothing and makes a short query wait longer behind a batch of "
         "long ones. A single longer text is always run, alone.",
     )
     max_batch_items: int = Field(
-        64,
+        32,
         ge=1,
         description="Texts in one batch, whatever their length. It bounds how long a single "
         "text waits for the batch before it.",
