@@ -7,14 +7,11 @@ FROM python:${PYTHON}-slim AS build
 WORKDIR /app
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# Locked dependencies first: this layer is rebuilt only when they change. The distribution needs
-# its package folders to exist; empty ones do.
-COPY pyproject.toml constraints.txt LICENSE NOTICE README.md ./
-RUN mkdir -p mexma/data training model_export service/routes service/store service/page \
- && touch mexma/data/__init__.py training/__init__.py model_export/__init__.py service/__init__.py \
-      service/routes/__init__.py service/store/__init__.py service/page/__init__.py \
- && echo '__version__ = "0"' > mexma/__init__.py \
- && pip install -c constraints.txt '.[cpu]' && pip uninstall -y mexma
+# Locked dependencies first: this layer is rebuilt only when they change.
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print('\n'.join(p['dependencies'] + p['optional-dependencies']['cpu']))" > requirements.txt \
+ && pip install -c constraints.txt -r requirements.txt
 
 FROM python:${PYTHON}-slim
 RUN useradd --uid 10001 --create-home mexma && install -d -o mexma /data
