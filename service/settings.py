@@ -79,6 +79,12 @@ class Settings(BaseSettings):
     max_request_items: int = Field(
         2048, ge=1, description="Texts, documents or queries in one request; more get 422."
     )
+    max_search_hits: int = Field(
+        100_000,
+        ge=1,
+        description="Hits one search may ask for: queries times `k`, times the collection's "
+        "languages with `per_language`; more get 422. It bounds the memory of an answer.",
+    )
     max_body_bytes: int = Field(
         16 * 2**20,
         ge=1,

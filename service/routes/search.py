@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
 
-from mexma.errors import InputError
+from mexma.errors import InputError, TooManyItems
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
@@ -36,7 +36,15 @@ def router(state: State) -> APIRouter:
     )
     async def search(name: Name, body: SearchRequest, request: Request) -> Response:
         """The nearest documents to texts or vectors, in chosen languages or in each."""
-        await asyncio.to_thread(store.describe, name)  # 404 before any work
+        info = await asyncio.to_thread(store.describe, name)  # 404 before any work
+        groups = len(info.languages) if body.per_language else 1
+        asked = len(body.queries or body.vectors or []) * body.k * max(groups, 1)
+        if asked > state.settings.max_search_hits:
+            raise TooManyItems(
+                f"the search asks for up to {asked} hits; the limit is "
+                f"{state.settings.max_search_hits}",
+                limit=state.settings.max_search_hits,
+            )
         headers = {"x-encoder-fingerprint": fingerprint}
         languages: list[str | None]
         if (body.queries is None) == (body.vectors is None):

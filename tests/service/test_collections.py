@@ -155,6 +155,16 @@ def test_what_is_refused(cats):
     assert "nowhere" in refused(cats, 404, nowhere, "delete")
 
 
+def test_a_search_for_more_hits_than_an_answer_may_hold_is_refused(make_client):
+    client = make_client(max_search_hits=30)
+    client.put("/v1/collections/cats")
+    client.post("/v1/collections/cats/documents", json={"documents": DOCUMENTS})
+    assert search(client, queries=["x"] * 3, k=10)
+    message = refused(client, 422, queries=["x"] * 3, k=11)
+    assert message == "the search asks for up to 33 hits; the limit is 30"
+    assert "40 hits" in refused(client, 422, queries=["x"], k=10, per_language=True)
+
+
 def test_another_encoders_collection_is_refused_with_both_fingerprints(make_client, tmp_path):
     first = make_client(data_dir=tmp_path / "shared")
     first.put("/v1/collections/cats")
