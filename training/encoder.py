@@ -89,11 +89,18 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.first_position = config.first_position
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids int64 `[batch, length]` -> `[batch, length, hidden]`."""
+    def forward(self, ids: Tensor, places: Tensor | None = None) -> Tensor:
+        """ids int64 `[batch, length]` -> `[batch, length, hidden]`.
+
+        places: int64 like ids, each token's place in its sequence from 0. Without it rows are
+        sequences and columns are places.
+        """
         first = self.first_position
-        places = self.positions.weight[first : first + ids.shape[1]]  # [length, hidden]
-        summed: Tensor = self.words(ids) + (places + self.segment)
+        if places is None:
+            position = self.positions.weight[first : first + ids.shape[1]]  # [length, hidden]
+        else:
+            position = self.positions(places + first)
+        summed: Tensor = self.words(ids) + (position + self.segment)
         return self.dropout(self.norm(summed))  # type: ignore[no-any-return]
 
 

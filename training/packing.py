@@ -1,0 +1,155 @@
+"""Sequences laid end to end, without padding, and attention that keeps them apart.
+
+A batch of n sequences is one row of tokens; linear layers, norms and gelu, which are most of
+the work, then run over tokens that exist. Only attention must know where sequences end. It
+has several backends, which compute the same; `tests/training/test_packing.py` holds them to it:
+
+    padded   scatter to a rectangle, torch's scaled_dot_product_attention, gather; everywhere
+    nested   the same operator over a jagged nested tensor; slower than padded where measured
+    varlen   flash attention over cumulative lengths; CUDA with float16 or bfloat16 only
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from training.encoder import Attention, Encoder
+
+Backend = Literal["auto", "padded", "nested", "varlen"]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """n sequences of together `tokens` tokens, end to end.
+
+    ids, places, rows: int64 `[tokens]`: token id, position within its sequence from 0, number
+    of its sequence. starts, lengths: int64 `[n]`. bounds: int32 `[n + 1]`, cumulative lengths.
+    longest: tokens of the longest sequence.
+    """
+
+    ids: Tensor
+    places: Tensor
+    rows: Tensor
+    starts: Tensor
+    lengths: Tensor
+    bounds: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, sequences: Sequence[NDArray[np.int64]]) -> Packed:
+        """Pack int64 `[length]` arrays, each of length >= 1."""
+        lengths = np.array([len(s) for s in sequences], np.int64)
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        rows = np.repeat(np.arange(len(sequences)), lengths)
+        return cls(
+            ids=torch.from_numpy(np.concatenate(sequences)),
+            places=torch.from_numpy(np.arange(bounds[-1]) - bounds[rows]),
+            rows=torch.from_numpy(rows),
+            starts=torch.from_numpy(bounds[:-1]),
+            lengths=torch.from_numpy(lengths),
+            bounds=torch.from_numpy(bounds.astype(np.int32)),
+            longest=int(lengths.max()),
+        )
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            if isinstance(value, Tensor):
+                moved[name] = value.to(device, non_blocking=True)
+        return Packed(**moved)
+
+    def attention(self, backend: Backend = "auto") -> Attention:
+        """Attention within each sequence, as `Encoder` takes it; its mask is not looked at."""
+        return {
+            "auto": self._auto,
+            "padded": self._padded,
+            "nested": self._nested,
+            "varlen": self._varlen,
+        }[backend]
+
+    def _auto(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int) -> Tensor:
+        flash = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+        chosen = self._varlen if flash else self._padded
+        return chosen(query, key, value, mask, heads)
+
+    def _padded(self, query: Tensor, key: Tensor, value: Tensor, _: Tensor, heads: int) -> Tensor:
+        n, hidden = len(self.lengths), query.shape[-1]
+        cells = self.rows * self.longest + self.places  # [tokens], where each lies in the rectangle
+        every = torch.cat([query, key, value], -1)  # [tokens, 3 * hidden]: one scatter, not three
+        rectangle = every.new_zeros(n * self.longest, 3 * hidden).index_copy(0, cells, every)
+        q, k, v = rectangle.view(n, self.longest, 3, heads, hidden // heads).unbind(2)
+        mask = None  # a batch of one length needs none, and is faster without
+        if len(self.ids) < n * self.longest:
+            columns = torch.arange(self.longest, device=query.device)
+            mask = (columns < self.lengths[:, None])[:, None, None]  # [n, 1, 1, longest]
+        mixed = functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
+        )
+        return mixed.transpose(1, 2).reshape(n * self.longest, hidden).index_select(0, cells)
+
+    def _nested(self, query: Tensor, key: Tensor, value: Tensor, _: Tensor, heads: int) -> Tensor:
+        hidden = query.shape[-1]
+        q, k, v = (
+            torch.nested.nested_tensor_from_jagged(
+                x.view(-1, heads, hidden // heads), self.bounds.long(), max_seqlen=self.longest
+            ).transpose(1, 2)
+            for x in (query, key, value)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return mixed.transpose(1, 2).values().reshape(-1, hidden)
+
+    def _varlen(self, query: Tensor, key: Tensor, value: Tensor, _: Tensor, heads: int) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415  CUDA builds only
+
+        q, k, v = (x.view(-1, heads, x.shape[-1] // heads) for x in (query, key, value))
+        bounds, longest = self.bounds, self.longest
+        mixed = varlen_attn(q, k, v, bounds, bounds, longest, longest)
+        assert isinstance(mixed, Tensor)  # noqa: S101  a tuple only when asked for more
+        return mixed.reshape(query.shape)
+
+
+def token_states(
+    encoder: Encoder, packed: Packed, *, backend: Backend = "auto", recompute: bool = False
+) -> Tensor:
+    """`Encoder.token_states` over a packed batch: `[tokens, hidden]`.
+
+    recompute: keep only each layer's input and compute the rest again in the backward pass
+    (gradient checkpointing): about a third slower, memory for one layer instead of all.
+    """
+    x = encoder.embeddings(packed.ids, packed.places)  # [tokens, hidden]
+    return through_layers(encoder.layers, x, packed, backend=backend, recompute=recompute)
+
+
+def through_layers(
+    layers: torch.nn.ModuleList, x: Tensor, packed: Packed, *, backend: Backend, recompute: bool
+) -> Tensor:
+    """Run x `[tokens, hidden]` through encoder layers."""
+    attention = packed.attention(backend)
+    for layer in layers:
+        if recompute and torch.is_grad_enabled():
+            x = torch.utils.checkpoint.checkpoint(
+                layer, x, packed.lengths, attention, use_reentrant=False
+            )
+        else:
+            x = layer(x, packed.lengths, attention)
+    return x
+
+
+def sentence_vectors(encoder: Encoder, states: Tensor, packed: Packed) -> Tensor:
+    """Pool `[tokens, hidden]` to float32 `[n, hidden]`; not normalised, whatever the config says.
+
+    The objective works on vectors whose length is their own (arXiv 2409.12737, section 3).
+    """
+    if encoder.config.pooling == "first_token":
+        return states.index_select(0, packed.starts).float()
+    summed = states.new_zeros(len(packed.lengths), states.shape[-1], dtype=torch.float32)
+    return summed.index_add(0, packed.rows, states.float()) / packed.lengths[:, None]
