@@ -15,20 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from evaluation.pairs import Pairs
-from evaluation.retrieval import Bool, Float, K, both_ways_by_margin
+from evaluation.retrieval import Bool, Float, K, best_by_cosine, both_ways_by_margin
 from mexma.errors import InputError
 
 GOLD_SHARE = 0.2
 TRAINING_SHARE = 0.5
 
+Score = Literal["margin", "cosine"]
+
 
 class Candidate(NamedTuple):
-    """A mined pair: indices into the two collections, and its margin."""
+    """A mined pair: indices into the two collections, and its margin or cosine."""
 
     source: int
     target: int
@@ -99,23 +101,31 @@ def _add(seen: tuple[set[str], set[str]], row: tuple[str, str]) -> bool:
     return True
 
 
-def mine(source: Float, target: Float, *, k: int = K) -> list[Candidate]:
+def mine(source: Float, target: Float, *, k: int = K, score: Score = "margin") -> list[Candidate]:
     """One-to-one pairs, best score first; equal scores in order of their indices.
 
-    source float32 `[n, dim]` and target float32 `[m, dim]`, unit vectors, n and m >= 1.
+    source float32 `[n, dim]` and target float32 `[m, dim]`, unit vectors, n and m >= 1. score:
+    "margin", or "cosine" for vectors most of which have nothing in common: a margin divides
+    by cosines that are then close to 0.
     """
-    (forward, to), (backward, of) = both_ways_by_margin(source, target, k=k)
+    if score == "margin":
+        (forward, to), (backward, of) = both_ways_by_margin(source, target, k=k)
+    else:
+        (forward, to), (backward, of) = (
+            best_by_cosine(source, target),
+            best_by_cosine(target, source),
+        )
     found = {(i, int(j)): float(s) for i, (s, j) in enumerate(zip(forward, to, strict=True))}
     for j, (s, i) in enumerate(zip(backward, of, strict=True)):
         # The two directions add in another order: the same pair may differ in the last bit.
         found.setdefault((int(i), j), float(s))
     taken: tuple[set[int], set[int]] = (set(), set())
     accepted = []
-    for (i, j), score in sorted(found.items(), key=lambda c: (-c[1], c[0])):
+    for (i, j), value in sorted(found.items(), key=lambda c: (-c[1], c[0])):
         if i not in taken[0] and j not in taken[1]:
             taken[0].add(i)
             taken[1].add(j)
-            accepted.append(Candidate(i, j, score))
+            accepted.append(Candidate(i, j, value))
     return accepted
 
 
@@ -150,8 +160,9 @@ def bucc(
     k: int = K,
     seed: int = 0,
     training_share: float = TRAINING_SHARE,
+    score: Score = "margin",
 ) -> Mined:
-    """Mine, tune the threshold on one part, count on the other.
+    """Mine (see `mine`), tune the threshold on one part, count on the other.
 
     source float32 `[n, dim]` and target float32 `[m, dim]`, unit vectors; gold: pairs of row
     numbers. training_share of the source rows, drawn with `seed`, tune. Raises InputError
@@ -166,7 +177,7 @@ def bucc(
             f"bucc: expected gold pairs in the training and in the test part, got "
             f"{len(gold_by_part[True])} and {len(gold_by_part[False])}"
         )
-    candidates = mine(source, target, k=k)
+    candidates = mine(source, target, k=k, score=score)
     tuned = [c for c in candidates if training[c.source]]
     threshold = best_threshold(tuned, gold_by_part[True])
     extracted = {
