@@ -78,21 +78,23 @@ class AlignmentErrors:
         return self.found_sure / self.sure if self.sure else 1.0
 
 
-def parse_links(text: str, source_words: int, target_words: int, *, first: int = 0) -> Gold:
+def parse_links(
+    text: str, source_words: int, target_words: int, *, first: int = 0, where: str = "alignment"
+) -> Gold:
     """Gold links from Pharaoh format.
 
-    first: the number of the first word, 0 or 1. Raises InputError for anything that is no
-    link and for a link to a word that the sentence does not have.
+    first: the number of the first word, 0 or 1. where: named in errors. Raises InputError for
+    anything that is no link and for a link to a word that the sentence does not have.
     """
     sure, possible = set(), set()
     for item in text.split():
         match = re.fullmatch(r"(\d+)([-p])(\d+)", item)
         if match is None:
-            raise InputError(f"alignment: expected links like 0-0 or 0p0, got {item!r} in {text!r}")
+            raise InputError(f"{where}: expected links like 0-0 or 0p0, got {item!r} in {text!r}")
         link = (int(match[1]) - first, int(match[3]) - first)
         if not (0 <= link[0] < source_words and 0 <= link[1] < target_words):
             raise InputError(
-                f"alignment: link {item} leaves the sentences, which have {source_words} and "
+                f"{where}: link {item} leaves the sentences, which have {source_words} and "
                 f"{target_words} words counted from {first}"
             )
         possible.add(link)

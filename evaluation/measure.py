@@ -238,7 +238,11 @@ def measure_alignment(
         target = [pairs.target[i].split() for i in rows]
         gold = [
             alignment.parse_links(
-                pairs.alignment[i] or "", len(x), len(y), first=options.first_word
+                pairs.alignment[i] or "",
+                len(x),
+                len(y),
+                first=options.first_word,
+                where=f"alignment of {lang} {pairs.source[i][:40]!r}",
             )
             for i, x, y in zip(rows, source, target, strict=True)
         ]

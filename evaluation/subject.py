@@ -162,7 +162,12 @@ class VectorTable:
         new = [text for text in dict.fromkeys(texts) if text not in self._row]
         if not new:
             return
-        vectors = self._subject.vectors(new)
+        try:
+            vectors = self._subject.vectors(new)
+        except InputError as error:
+            if error.item is None:
+                raise
+            raise InputError(f"text {new[error.item][:80]!r}: {error}", item=error.item) from None
         for text in new:
             self._row[text] = len(self._row)
         old = self._vectors

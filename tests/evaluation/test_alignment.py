@@ -106,8 +106,8 @@ def test_gold_links():
     ):
         with pytest.raises(InputError, match=message):
             parse_links(text, 3, 2)
-    with pytest.raises(InputError, match="counted from 1"):
-        parse_links("0-1", 3, 2, first=1)
+    with pytest.raises(InputError, match=r"^de: link 0-1 leaves .* counted from 1"):
+        parse_links("0-1", 3, 2, first=1, where="de")
 
 
 def test_the_error_rate_by_hand():

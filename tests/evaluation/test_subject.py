@@ -109,6 +109,12 @@ class Counting:
         return np.array([[len(t), 1] for t in texts], np.float32)
 
 
+def test_a_text_that_cannot_be_embedded_is_shown(tiny):
+    table = VectorTable(ArtifactSubject(tiny / "artifact"))
+    with pytest.raises(InputError, match="text '': item 1 is an empty string"):
+        table.load(["x", ""])
+
+
 def test_every_text_is_embedded_once():
     subject = Counting()
     table = VectorTable(subject)
