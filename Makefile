@@ -9,7 +9,10 @@ ifdef PORT
 export MEXMA_PORT := $(PORT)
 endif
 
-.PHONY: serve test lint bench docs browser clean
+.PHONY: help serve dev test lint bench docs browser clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 serve: $(VENV)/.serve ## install what serving needs, once, and serve the default model
 	@exec $(BIN)/mexma-serve
@@ -17,20 +20,22 @@ serve: $(VENV)/.serve ## install what serving needs, once, and serve the default
 test: lint browser ## install what tests need, once; lint, types, floors, docs and all tests
 	$(BIN)/python -m pytest $(PYTEST)
 
-lint: $(VENV)/.dev
+dev: $(VENV)/.dev ## install what exporting, training and tests need (torch among it), once
+
+lint: $(VENV)/.dev ## ruff, mypy, the floors between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev ## what of the engine reaches the clients
 	$(BIN)/python -m benchmarks.served_throughput
 
 docs: $(VENV)/.dev ## write the reference pages anew from the code
 	$(BIN)/python -m docs.reference
 
 # The page is tested in a real browser. Debian's is installed where there is none.
-browser: $(VENV)/.dev
+browser: $(VENV)/.dev ## install Chromium where there is none
 	@$(BIN)/python -m tests.browser || { \
 	  [ "$$(id -u)" = 0 ] || SUDO=sudo; \
 	  $$SUDO apt-get update -qq && \
@@ -51,5 +56,5 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e '.[cpu,export,evaluate]' --group dev
 	@touch $@ $(VENV)/.serve
 
-clean:
+clean: ## remove what was installed and cached; collections stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

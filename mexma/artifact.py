@@ -144,7 +144,10 @@ def open_artifact(path: Path) -> Artifact:
 def read_manifest(path: Path) -> Manifest:
     """Parse and check `manifest.json` alone. Raises ArtifactError."""
     if not path.is_dir():
-        raise ArtifactError(f"{path}: expected a model directory, found none")
+        raise ArtifactError(
+            f"{path}: expected a model directory, found none (mexma-export makes one, also from "
+            "the name of a model on the hub)"
+        )
     file = path / MANIFEST
     try:
         raw = json.loads(file.read_bytes())

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
+import socket
 import sys
+import textwrap
 
 import uvicorn
 from pydantic import ValidationError
 
 from mexma import __version__
 from mexma.encoder import OnnxEncoder
-from mexma.errors import MexmaError
+from mexma.errors import InstallationError, MexmaError, StoreError
 from mexma.installation import check_installation
 from service.app import create_app
 from service.settings import Settings
@@ -29,8 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Exits with 1 and one sentence when it cannot start."""
     parser = argparse.ArgumentParser(
         prog="mexma-serve",
-        description=__doc__,
-        epilog="Settings are environment variables; each with its default:\n\n" + _list_settings(),
+        description="Load the model, open the store, and answer over HTTP until told to stop.",
+        epilog="Settings are environment variables (docs/settings.md tells each one's story):\n\n"
+        + _list_settings(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mexma {__version__}")
@@ -40,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         serve(_settings())
-    except (MexmaError, OSError) as error:
+    except MexmaError as error:
         sys.exit(f"mexma-serve: {error}")
 
 
@@ -49,31 +53,52 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # uvicorn's own lines repeat what is said here.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
     for package, distribution in check_installation().items():
         log.debug("%s is provided by %s", package, distribution)
     # The tokenizer's own threads would compete with the engine's: texts of one request are
     # tokenised by one thread, requests by two.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    listener = _listen(settings.host, settings.port)
     encoder = OnnxEncoder(settings.model, device=settings.device, threads=settings.threads)
-    store = LocalStore(settings.data_dir, threads=encoder.session.threads)
+    try:
+        store = LocalStore(settings.data_dir, threads=encoder.session.threads)
+    except (OSError, StoreError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(
+            f"MEXMA_DATA_DIR {settings.data_dir.absolute()} cannot hold collections: {reason}"
+        ) from error
+    host, port = listener.getsockname()[:2]
     log.info(
-        "serving %s (%s) on http://%s:%s, collections in %s",
+        "serving %s on http://%s:%s (%s), collections in %s",
         encoder.manifest.name,
+        f"[{host}]" if ":" in host else host,
+        port,
         settings.device,
-        settings.host,
-        settings.port,
-        settings.data_dir.resolve(),
+        settings.data_dir.absolute(),
     )
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings, encoder=encoder, store=store),
-        host=settings.host,
-        port=settings.port,
         loop="uvloop",
         http="httptools",
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=GRACE_S,
     )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything slow, so that a taken one is said at once."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise InstallationError(
+            f"cannot listen on {host} port {port}: {error}; MEXMA_HOST and MEXMA_PORT say where"
+        ) from error
+    return listener
 
 
 def _settings() -> Settings:
@@ -92,9 +117,12 @@ def _settings() -> Settings:
 
 
 def _list_settings() -> str:
-    return "\n".join(
-        f"  MEXMA_{name.upper()}={field.default}" for name, field in Settings.model_fields.items()
-    )
+    lines = []
+    for name, field in Settings.model_fields.items():
+        first_sentence = re.split(r"(?<=[.;]) ", str(field.description))[0].rstrip(";.")
+        text = textwrap.fill(first_sentence, 90, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines.append(f"  MEXMA_{name.upper()}={field.default}\n{text}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -142,11 +142,21 @@ def for_exception(path: str, error: errors.MexmaError, param: str | None = None)
     )
 
 
+# The library's sentences that do not say what to do, in ours.
+WORDING = {
+    "extra_forbidden": "{where}: there is no such field; /docs lists them",
+    "missing": "{where} is missing",
+    "model_attributes_type": "{where} must be a JSON object",
+}
+
+
 def _validation_message(problem: dict[str, Any]) -> tuple[str, str | None]:
-    where = ".".join(str(part) for part in problem["loc"] if part != "body")
+    where = ".".join(str(part) for part in problem["loc"] if part not in ("body", "path"))
+    kind, found = problem["type"], problem.get("input")
+    if kind in WORDING:
+        return WORDING[kind].format(where=where or "the body"), (where or None)
     message = problem["msg"].removeprefix("Value error, ")
-    found = problem.get("input")
-    if isinstance(found, str | int | float | bool) and problem["type"] != "value_error":
+    if isinstance(found, str | int | float | bool) and kind != "value_error":
         shown = repr(found)
         message += f", found {shown if len(shown) <= 80 else shown[:77] + '…'}"
     return (f"{where}: {message}" if where else message), (where or None)

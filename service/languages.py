@@ -47,6 +47,10 @@ FOLDED = {
     "hbo": "he",
     "ltg": "lv",
     "nn": "no",
+    # Nigerian Pidgin: what the model mostly calls so is short English ("I am hungry"). Of 1,000
+    # English strings of 6 to 60 characters from help pages 95.6 % came out as English without
+    # this, 96.8 % with it.
+    "pcm": "en",
     "sdh": "ku",
     "uzs": "uz",
     "wuu": "zh",

@@ -106,10 +106,19 @@ Input = Annotated[
 ]
 
 
+_TRUNCATE = "Cut texts that are too long (and say so) or refuse them; null: as the service is set."
+
+
 class EmbeddingRequest(BaseModel):
     """OpenAI's `POST /v1/embeddings`, and two fields of ours: truncate and partial."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [{"input": ["Good morning", "Hyvää huomenta"], "model": "default"}]
+        },
+    )
 
     input: Input
     model: str | None = Field(
@@ -123,9 +132,7 @@ class EmbeddingRequest(BaseModel):
         "was not trained for it: fewer dimensions cost accuracy.",
     )
     user: str | None = None
-    truncate: bool | None = Field(
-        None, description="Cut texts that are too long (and say so) or refuse them."
-    )
+    truncate: bool | None = Field(None, description=_TRUNCATE)
     partial: bool = Field(
         False,
         description="Answer the good items when others are bad: a bad item has an `error` in "
@@ -169,9 +176,13 @@ class EmbeddingResponse(BaseModel):
 
 
 class TeiEmbedRequest(BaseModel):
-    """text-embeddings-inference's `POST /embed`."""
+    """text-embeddings-inference's `POST /embed`; unknown fields are ignored, as it does."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        strict=True,
+        json_schema_extra={"examples": [{"inputs": ["Good morning", "Hyvää huomenta"]}]},
+    )
 
     inputs: Input
     normalize: bool = Field(
@@ -268,9 +279,23 @@ class DocumentIn(BaseModel):
 
 
 class UpsertRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "documents": [
+                        {"id": "1", "text": "Kissa nukkuu sohvalla.", "lang": "fi"},
+                        {"id": "2", "text": "El gato duerme.", "metadata": {"page": 3}},
+                    ]
+                }
+            ]
+        },
+    )
 
     documents: list[DocumentIn] = Field(min_length=1)
+    truncate: bool | None = Field(None, description=_TRUNCATE)
 
 
 class UpsertOutcome(BaseModel):
@@ -292,7 +317,9 @@ class UpsertResponse(BaseModel):
 
 
 class DeleteRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"ids": ["1", "2"]}]}
+    )
 
     ids: list[DocumentId] = Field(min_length=1)
 
@@ -311,7 +338,13 @@ class DocumentOut(BaseModel):
 class SearchRequest(BaseModel):
     """Neighbours of texts (`queries`) or of vectors (`vectors`), whichever is given."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [{"queries": ["猫を二匹飼っています。"], "k": 3, "per_language": True}]
+        },
+    )
 
     queries: list[Text] | None = Field(None, min_length=1)
     vectors: list[list[float]] | None = Field(None, min_length=1)
@@ -336,6 +369,7 @@ class SearchRequest(BaseModel):
     )
     score_threshold: float | None = Field(None, description="Drop results that score lower.")
     exact: bool = Field(False, description="Compare with every document, no approximation.")
+    truncate: bool | None = Field(None, description=_TRUNCATE)
 
 
 class SearchHit(BaseModel):
@@ -350,4 +384,7 @@ class SearchHit(BaseModel):
 class SearchResponse(BaseModel):
     results: list[list[SearchHit]]
     query_languages: list[str | None]
+    query_truncations: dict[int, Truncation] = Field(
+        default_factory=dict, description="Of the queries that were cut, by index."
+    )
     fingerprint: str

@@ -66,6 +66,20 @@ def truncations(embedded: Embedded) -> dict[int, dict[str, Any]]:
     }
 
 
+def truncation_headers(embedded: Embedded) -> dict[str, str]:
+    """The receipts as headers, for answers whose body has no place for them.
+
+    Headers are bounded: the first hundred receipts, and how many there are.
+    """
+    if not (cut := truncations(embedded)):
+        return {}
+    receipts = [{"index": i, **receipt} for i, receipt in list(cut.items())[:100]]
+    return {
+        "x-truncation": orjson.dumps(receipts).decode(),
+        "x-truncated-items": str(len(cut)),
+    }
+
+
 def wants_npy(request: Request) -> bool:
     return NPY in request.headers.get("accept", "")
 
@@ -80,7 +94,7 @@ def npy_response(vectors: NDArray[np.float32], headers: dict[str, str]) -> Respo
 def json_response(content: Any, headers: dict[str, str]) -> Response:
     """JSON in which numpy rows may stand for lists of numbers."""
     return Response(
-        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY),
+        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS),
         media_type="application/json",
         headers=headers,
     )

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from mexma.errors import DocumentNotFound
 from service.embedder import Embedded
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented, snake
 from service.json_body import JsonRoute
@@ -46,7 +47,9 @@ def router(state: State) -> APIRouter:
         embedder.check_count(len(body.documents))
         await asyncio.to_thread(store.describe, name)  # 404 before any work
         texts = [d.text for d in body.documents]
-        embedded = await unless_gone(request, embedder.embed(texts, partial=True))
+        embedded = await unless_gone(
+            request, embedder.embed(texts, truncate=body.truncate, partial=True)
+        )
         good = [i for i in range(len(texts)) if i not in embedded.errors]
         languages = await asyncio.to_thread(
             lambda: {i: body.documents[i].lang or state.detector.detect(texts[i]) for i in good}
@@ -82,6 +85,14 @@ def router(state: State) -> APIRouter:
         embedder.check_count(len(body.ids))
         deleted = await asyncio.to_thread(store.delete, name, body.ids)
         return DeleteResponse(deleted=len(deleted))
+
+    @routes.delete(
+        "/{name}/documents/{document_id:path}", status_code=204, responses=documented(404, 422, 500)
+    )
+    async def delete_document(name: Name, document_id: str) -> None:
+        """Delete one document."""
+        if not await asyncio.to_thread(store.delete, name, [document_id]):
+            raise DocumentNotFound(f"collection {name!r} holds no document {document_id[:80]!r}")
 
     @routes.get(
         "/{name}/documents/{document_id:path}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -17,6 +19,7 @@ from service.vectors import (
     openai_body,
     shorten,
     timing_headers,
+    truncation_headers,
     wants_npy,
 )
 
@@ -48,7 +51,7 @@ def router(state: State) -> APIRouter:
         vectors = shorten(embedded.vectors, body.dimensions)
         headers = timing_headers(embedded, state.encoder.fingerprint)
         if wants_npy(request):
-            return npy_response(vectors, headers)
+            return npy_response(vectors, headers | truncation_headers(embedded))
         return json_response(
             openai_body(embedded, vectors, body.encoding_format, manifest.name), headers
         )
@@ -65,8 +68,17 @@ def router(state: State) -> APIRouter:
             precision=manifest.precision,
             prefix=manifest.prefix,
             source=manifest.source,
-            quality=manifest.quality,
+            quality=_means(manifest.quality),
         )
         return ModelList(data=[card])
 
     return routes
+
+
+def _means(quality: dict[str, Any]) -> dict[str, Any]:
+    """The measurements without their tables per language; the manifest has those."""
+    return {
+        name: {k: v for k, v in measured.items() if k != "languages"}
+        for name, measured in quality.items()
+        if isinstance(measured, dict)
+    }

@@ -11,6 +11,10 @@ from service.schemas import Live, Ready
 from service.state import State
 
 CANARY_TIMEOUT_S = 5.0
+STARTING = {
+    "filling_demo": "the demo's sentences are being embedded, once; other collections work",
+    "start_failed": "start-up raised an error; the log says which",
+}
 
 
 def router(state: State) -> APIRouter:
@@ -65,7 +69,7 @@ def router(state: State) -> APIRouter:
 async def _why_not(state: State) -> tuple[str | None, str | None]:
     batcher, limit_s = state.embedder.batcher, state.settings.engine_timeout_s
     if state.starting:
-        return state.starting, "the service is starting"
+        return state.starting, STARTING.get(state.starting, "the service is starting")
     if not batcher.alive:
         return "engine_stopped", "no worker takes batches; the service must be restarted"
     if batcher.running_s() > limit_s:

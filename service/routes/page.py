@@ -13,7 +13,7 @@ def router() -> APIRouter:
     routes = APIRouter(include_in_schema=False)
     html = files("service.page").joinpath("index.html").read_text(encoding="utf-8")
 
-    @routes.get("/")
+    @routes.api_route("/", methods=["GET", "HEAD"])
     async def page() -> HTMLResponse:
         return HTMLResponse(html, headers={"content-security-policy": CONTENT_SECURITY_POLICY})
 

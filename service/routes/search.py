@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -20,7 +21,7 @@ from service.routes.collections import PREFIX, Name
 from service.schemas import SearchRequest, SearchResponse
 from service.state import State
 from service.store.protocol import Query
-from service.vectors import json_response, timing_headers
+from service.vectors import json_response, timing_headers, truncations
 
 
 def router(state: State) -> APIRouter:
@@ -47,12 +48,14 @@ def router(state: State) -> APIRouter:
             )
         headers = {"x-encoder-fingerprint": fingerprint}
         languages: list[str | None]
+        cut: dict[int, dict[str, Any]] = {}
         if (body.queries is None) == (body.vectors is None):
-            raise InputError("expected either queries or vectors, found both or neither")
+            found_what = "neither" if body.queries is None else "both"
+            raise InputError(f"expected either queries or vectors, found {found_what}")
         if body.queries is not None:
             queries = body.queries
-            embedded = await unless_gone(request, embedder.embed(queries))
-            vectors = embedded.vectors
+            embedded = await unless_gone(request, embedder.embed(queries, truncate=body.truncate))
+            vectors, cut = embedded.vectors, truncations(embedded)
             headers = timing_headers(embedded, fingerprint)
             if body.query_language:
                 languages = [body.query_language] * len(queries)
@@ -87,6 +90,7 @@ def router(state: State) -> APIRouter:
             {
                 "results": [[asdict(hit) for hit in hits] for hits in found],
                 "query_languages": languages,
+                "query_truncations": cut,
                 "fingerprint": fingerprint,
             },
             headers,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -20,7 +19,7 @@ from service.vectors import (
     npy_response,
     shorten,
     timing_headers,
-    truncations,
+    truncation_headers,
     wants_npy,
 )
 
@@ -60,11 +59,7 @@ def router(state: State) -> APIRouter:
         embedded = await unless_gone(request, work)
         vectors = shorten(embedded.vectors, body.dimensions)
         headers = timing_headers(embedded, state.encoder.fingerprint)
-        if cut := truncations(embedded):
-            # Headers are bounded: the first hundred receipts, and how many there are.
-            receipts = [{"index": i, **receipt} for i, receipt in list(cut.items())[:100]]
-            headers["x-truncation"] = orjson.dumps(receipts).decode()
-            headers["x-truncated-items"] = str(len(cut))
+        headers |= truncation_headers(embedded)
         if wants_npy(request):
             return npy_response(vectors, headers)
         return json_response(list(vectors), headers)

@@ -36,7 +36,8 @@ def check_fingerprint(name: str, expected: str, found: str) -> None:
     """Refuse vectors of another encoder than the collection's."""
     if expected != found:
         raise FingerprintMismatch(
-            f"collection {name!r} holds vectors of encoder {expected}, these come from encoder {found}",
+            f"collection {name!r} holds vectors of encoder {expected}, these come from encoder {found}; "
+            "serve that encoder's model to use it, or put its texts into a new collection",
             expected=expected,
             found=found,
         )

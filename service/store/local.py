@@ -191,7 +191,8 @@ class LocalStore:
 def _same(info: CollectionInfo, dim: int, fingerprint: str) -> CollectionInfo:
     if info.fingerprint != fingerprint:
         raise FingerprintMismatch(
-            f"collection {info.name!r} exists for encoder {info.fingerprint}, not {fingerprint}",
+            f"collection {info.name!r} exists for encoder {info.fingerprint}, not {fingerprint}; "
+            "choose another name, or serve that encoder's model to use it",
             expected=info.fingerprint,
             found=fingerprint,
         )

@@ -134,10 +134,26 @@ def test_deleting(cats):
     assert "en-1" not in str(search(cats, queries=["I have two cats."], k=9))
 
 
+def test_deleting_one(cats):
+    assert cats.delete("/v1/collections/cats/documents/en-1").status_code == 204
+    assert refused(cats, 404, "/v1/collections/cats/documents/en-1", "delete")
+    assert cats.get("/v1/collections/cats").json()["count"] == 3
+
+
+def test_a_query_that_was_cut_has_a_receipt(cats):
+    answer = search(cats, queries=["short", "x" * 100])
+    receipt = {"tokens_seen": 102, "tokens_used": 64, "cut_at": 62}
+    assert answer["query_truncations"] == {"1": receipt}
+    assert "limit is 64" in refused(cats, 422, queries=["x" * 100], truncate=False)
+    document = {"documents": [{"id": "long", "text": "x" * 100}], "truncate": False}
+    outcome = cats.post("/v1/collections/cats/documents", json=document).json()["results"][0]
+    assert outcome["error"]["code"] == "text_too_long"
+
+
 def test_what_is_refused(cats):
-    assert "both or neither" in refused(cats, 422)
+    assert "found neither" in refused(cats, 422)
     vector = FakeEncoder().vector("x").tolist()
-    assert "both or neither" in refused(cats, 422, queries=["x"], vectors=[vector])
+    assert "found both" in refused(cats, 422, queries=["x"], vectors=[vector])
     assert "item 1 is an empty" in refused(cats, 422, queries=["x", ""])
     assert "item 1 has 3 components" in refused(cats, 422, vectors=[vector, [1, 2, 3]])
     assert "no direction" in refused(cats, 422, vectors=[[0] * 16])

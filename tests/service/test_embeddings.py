@@ -143,6 +143,21 @@ def test_npy_where_asked(client):
         np.testing.assert_array_equal(matrix, np.stack([*map(FakeEncoder().vector, TEXTS)]))
 
 
+def test_a_misspelt_field_is_refused_and_named(client):
+    response = client.post("/v1/embeddings", json={"input": "x", "truncat": False})
+    assert response.status_code == 422
+    assert response.json()["error"]["message"] == (
+        "truncat: there is no such field; /docs lists them"
+    )
+
+
+def test_a_body_without_a_place_for_receipts_has_them_in_headers(client):
+    headers = {"accept": "application/x-npy"}
+    response = client.post("/v1/embeddings", json={"input": "x" * 100}, headers=headers)
+    assert response.headers["x-truncated-items"] == "1"
+    assert '"cut_at":62' in response.headers["x-truncation"]
+
+
 def test_a_failing_engine_is_reported_and_the_next_request_served(make_client):
     encoder = FakeEncoder()
     encoder.poison = encoder.token("Q")

@@ -93,8 +93,40 @@ def test_a_server_that_is_gone_is_said(browser: Browser, server: Server) -> None
     page.route("**/search", lambda route: route.abort())
     page.get_by_label("Sentence to search for").fill("x")
     page.get_by_role("button", name="Search").click()
-    expect(page.get_by_role("status")).to_have_class("bad")
+    expect(page.get_by_role("status")).to_have_text(
+        "The server does not answer. Is it still running?"
+    )
     expect(page.get_by_role("button", name="Search")).to_be_enabled()
+    page.close()
+
+
+def test_a_search_can_be_linked_to(page: Page, server: Server) -> None:
+    ask(page, "Kissa & koira?")
+    assert page.url == f"{server.url}/?q=Kissa%20%26%20koira%3F"
+    page.reload()
+    expect(page.get_by_label("Sentence to search for")).to_have_value("Kissa & koira?")
+    expect(page.get_by_role("status")).to_contain_text("neighbours in")
+
+
+def test_a_search_before_ready_waits_and_a_cut_text_is_said(
+    browser: Browser, server: Server
+) -> None:
+    page = browser.new_page()
+    answers = iter([{"status": "not_ready", "reason": "filling_demo", "detail": None}])
+
+    def ready(route) -> None:
+        answer = next(answers, None)
+        if answer is None:
+            route.continue_()
+        else:
+            route.fulfill(status=503, json=answer)
+
+    page.route("**/health/ready", ready)
+    page.goto(server.url)
+    expect(page.get_by_role("status")).to_contain_text("First start")
+    page.get_by_label("Sentence to search for").fill("kissa " * 2000)
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_role("status")).to_contain_text("characters were read")
     page.close()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -222,12 +223,17 @@ def test_bad_starts_are_refused_in_one_sentence(tmp_path):
     shutil.copytree(DEFAULT_MODEL, broken)
     with (broken / "tokenizer.json").open("r+b") as file:
         file.truncate(1000)
+    file = tmp_path / "afile"
+    file.touch()
+    taken = socket.create_server(("127.0.0.1", 0))
     cases = {
         "(truncated?)": {"model": broken},
         "found none": {"model": tmp_path / "nowhere"},
         "device cuda was asked for": {"device": "cuda"},
         "MEXMA_MAX_BACTH_TOKENS is not a setting": {"max_bacth_tokens": 5},
         "MEXMA_PORT": {"port": "http"},
+        "cannot listen on 127.0.0.1 port": {"port": taken.getsockname()[1]},
+        "afile cannot hold collections: File exists": {"data_dir": file},
     }
     for says, settings in cases.items():
         outcome = run_serve(tmp_path, **settings)
@@ -236,6 +242,7 @@ def test_bad_starts_are_refused_in_one_sentence(tmp_path):
         assert last.startswith("mexma-serve: "), outcome.stdout
         assert says in last
         assert "Traceback" not in outcome.stdout
+    taken.close()
 
 
 def test_the_second_of_two_services_on_one_folder_is_refused(tmp_path):
