@@ -73,13 +73,13 @@ def draw(table: Table, file: Path, *, title: str) -> bool:
     # Below the title in inches, however high the picture is.
     figure.legend(
         loc="upper left",
-        bbox_to_anchor=(0.01, 1 - 0.26 / height),
+        bbox_to_anchor=(0.01, 1 - 0.24 / height),
         ncols=3,
         fontsize=7.5,
         frameon=False,
         labelcolor=INK,
     )
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / height))
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.5 / height, top=1 - 0.8 / height)
     figure.savefig(file)
     plt.close(figure)
     return True

@@ -12,7 +12,7 @@ from evaluation.__main__ import main
 from evaluation.measure import METRICS, Options
 from evaluation.pairs import Pairs
 from evaluation.report import Column, Table
-from evaluation.subject import VectorTable, WordStates
+from evaluation.subject import VectorTable, WordStates, open_subject
 from mexma.sample import parallel_pairs
 from tests.evaluation.spaces import unit
 from tests.tiny import tiny_artifact, tiny_checkpoint
@@ -90,6 +90,22 @@ def test_alignment_counts_words_with_gold_and_skips_those_without(data):
     assert list(table.rows) == ["de"]
     assert table.rows["de"][:4] == [1, 0, 100, 100]
     assert table.skipped == {"fi": "no gold links"}
+
+
+def test_a_sentence_aligns_with_itself_word_by_word(tmp_path):
+    """Through a real encoder, from words over pieces to links; and gold that is wrong shows."""
+    tiny_artifact(tmp_path / "artifact", token_states=True)
+    subject = open_subject(str(tmp_path / "artifact"))
+    texts = [t for t in parallel_pairs("fi")[0] if len(set(t.split())) == len(t.split()) > 2][:20]
+    straight = [" ".join(f"{i}-{i}" for i in range(len(t.split()))) for t in texts]
+    turned = [" ".join(f"{i}-{i - 1}" for i in range(1, len(t.split()))) for t in texts]
+    for gold, errors in ((straight, 0), (turned, 100)):
+        table = METRICS["alignment"](
+            {"fi": Pairs(texts, texts, gold)}, subject, VectorTable(subject), Options()
+        )
+        row = dict(zip([c.name for c in table.columns], table.rows["fi"], strict=True))
+        assert row["argmax AER"] == pytest.approx(errors, abs=6)
+        assert row["diagonal AER"] == errors
 
 
 def test_both_directions_of_xsim(data):
