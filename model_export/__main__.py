@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--max-tokens", type=int, metavar="N", help="longest input (default: the source's)"
     )
-    p.add_argument("--name", help="what the service calls the model (default: the source's name)")
+    p.add_argument(
+        "--name",
+        help="what the service calls the model (default: the source's, with the precision)",
+    )
     p.add_argument("--licence", help="of the weights, noted in the manifest")
     p.add_argument(
         "--token-states", action="store_true", help="a second output: one vector a token"
@@ -49,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, or 1 after one sentence on stderr."""
     a = parser().parse_args(arguments)
+    say = functools.partial(print, file=sys.stderr, flush=True)
     try:
         checkpoint = load_checkpoint(
             a.source, pooling=a.pooling, prefix=a.prefix, max_tokens=a.max_tokens
@@ -61,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             licence=a.licence,
             token_states=a.token_states,
             sentences_per_language=a.sentences_per_language,
+            say=say,
         )
     except MexmaError as error:
         print(f"mexma-export: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -55,13 +56,14 @@ def export(
     sentences_per_language: int = parity.SENTENCES_PER_LANGUAGE,
     largest_inline_bytes: int = LARGEST_INLINE_BYTES,
     traced: Encoder | None = None,
+    say: Callable[[str], object] = lambda stage: None,
 ) -> Exported:
     """Write the artifact of `checkpoint` to `out`, replacing what was there.
 
     precision: one of `mexma.artifact.PRECISIONS`. sentences_per_language: how much of the
     sample the parity gate reads, 1 to 70. largest_inline_bytes: weights beyond this go to
     `model.onnx.data`. traced: an encoder to export in the checkpoint's place, which the gate
-    then compares with the checkpoint; for proving that the gate works.
+    then compares with the checkpoint; for proving that the gate works. say: told of each stage.
 
     Raises ParityError when the artifact misses its bound, ArtifactError when the checkpoint
     cannot be stored in this precision; `out` is then as it was.
@@ -71,6 +73,7 @@ def export(
     config = encoder.config
     tokenizer_json = minified(checkpoint.tokenizer_json)
     tokenizer = TextTokenizer(tokenizer_json, max_tokens=checkpoint.max_tokens)
+    say(f"tracing {config.layers} layers of {config.hidden}, storing as {precision}")
     model = build(traced or encoder, precision, token_states=token_states)
 
     with replace_directory(out) as directory:
@@ -80,7 +83,7 @@ def export(
         del model
         files = (MODEL, TOKENIZER, *((EXTERNAL,) if large else ()))
         manifest = Manifest(
-            name=name or str(checkpoint.source.get("name", "encoder")).rpartition("/")[2],
+            name=name or default_name(checkpoint, precision),
             dim=config.dim,
             max_tokens=checkpoint.max_tokens,
             vocabulary_size=tokenizer.vocabulary_size,
@@ -98,11 +101,18 @@ def export(
         )
         write_manifest(directory, manifest)
         served = OnnxEncoder(directory)
+        say("proving it against torch; this takes most of the time")
         report = parity.measure(checkpoint, served, per_language=sentences_per_language)
         manifest = replace(manifest, parity=parity.check(report, bounds))
         write_manifest(directory, manifest)
     size = sum(record.bytes for record in manifest.files.values())
     return Exported(out, manifest, size)
+
+
+def default_name(checkpoint: Checkpoint, precision: str) -> str:
+    """The source's own name, and the precision where it changes what clients may notice."""
+    own = str(checkpoint.source.get("name", "encoder")).rpartition("/")[2]
+    return own if precision == "fp32" else f"{own}-{precision}"
 
 
 def build(encoder: Encoder, precision: str, *, token_states: bool = False) -> onnx_ir.Model:
