@@ -1,23 +1,35 @@
-"""`mexma-train RECIPE [KEY=VALUE ...] --out DIR`: train sentence vectors, or say why not."""
+"""`mexma-train RECIPE [KEY=VALUE ...] --out DIR`: train sentence vectors, or say why not.
+
+`mexma-train resume --out DIR` goes on with the run in DIR, whatever stopped it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mexma.errors import MexmaError
+from training.errors import RecipeError, RunStateError
 from training.loop import train
 from training.ranks import joined
-from training.recipe import override
+from training.recipe import Recipe, override
 from training.recipes import RECIPES, find_recipe
+
+RESUME = "resume"
+MAY_CHANGE = (
+    "device", "attention", "recompute", "sharded", "save_every", "keep_last", "validate_every",
+    "average_with_start",
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line, without running it."""
     p = argparse.ArgumentParser(prog="mexma-train", description=__doc__)
-    p.add_argument("recipe", help=", ".join(RECIPES))
+    p.add_argument("recipe", help=", ".join([*RECIPES, "or resume"]))
     p.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="override the recipe's")
     p.add_argument("--out", type=Path, required=True, help="directory of this run")
     return p
@@ -27,15 +39,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, or 1 after one sentence on stderr."""
     a = parser().parse_args(arguments)
     try:
-        recipe = override(find_recipe(a.recipe), a.settings)
+        resume = a.recipe == RESUME
+        recipe = recipe_of(a.out, a.settings) if resume else find_recipe(a.recipe)
+        recipe = override(recipe, a.settings)
         with joined(recipe.device) as ranks:
-            final = train(recipe, a.out, ranks)
+            final = train(recipe, a.out, ranks, resume=resume)
             if ranks.first:
                 print(final)
     except MexmaError as error:
         print(f"mexma-train: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def recipe_of(out: Path, settings: Sequence[str]) -> Recipe:
+    """The recipe that the run in `out` was started with.
+
+    Raises RunStateError where there is none, RecipeError for settings that would change what
+    the run computes.
+    """
+    file = out / "recipe.json"
+    try:
+        raw: dict[str, Any] = json.loads(file.read_bytes())
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        recipe = Recipe(**values)
+    except FileNotFoundError:
+        raise RunStateError(
+            f"{file}: expected this file of the run to resume, found none"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise RunStateError(f"{file}: is no recipe of this version ({error})") from None
+    for setting in settings:
+        if (key := setting.partition("=")[0]) not in MAY_CHANGE:
+            raise RecipeError(
+                f"{key} cannot be changed on resuming; what can: {', '.join(MAY_CHANGE)}"
+            )
+    return recipe
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Our own layout is described in `mexma.checkpoint`; anything else is read by
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -105,9 +106,16 @@ def load_checkpoint(
     )
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, *, step: int = 0) -> CheckpointDescription:
+def save_checkpoint(
+    path: Path,
+    checkpoint: Checkpoint,
+    *,
+    step: int = 0,
+    more: Callable[[Path], None] | None = None,
+) -> CheckpointDescription:
     """Write our layout to `path`, whole or not at all; step: optimiser steps taken so far.
 
+    more: writes further files into the directory it is given, which become part of the whole.
     `transformers` opens the result too. Raises CheckpointError for an encoder with a dense
     head, for which the layout has no place.
     """
@@ -124,6 +132,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, step: int = 0) -> Che
         save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
         (directory / CONFIG).write_text(json.dumps(_hugging_face_config(config), indent=2) + "\n")
         (directory / TOKENIZER).write_bytes(checkpoint.tokenizer_json)
+        if more is not None:
+            more(directory)
         return describe_checkpoint(
             directory,
             pooling=config.pooling,

@@ -2,99 +2,242 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from mexma.text import TextTokenizer
 from training.batches import Batches
 from training.chance import number
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.corpus import open_corpus
-from training.errors import NonFiniteLoss
+from training.errors import NonFiniteLoss, RunStateError
 from training.masking import Vocabulary
 from training.miniature import miniature
 from training.model import PairModel
 from training.optimiser import make_optimiser, rate_at, set_rate
 from training.ranks import Ranks
 from training.recipe import Recipe
+from training.report import write_report
+from training.run_state import (
+    Progress,
+    RunDirectory,
+    encoder_checkpoint,
+    load_state,
+    state_tensors,
+)
+from training.runlog import RunLog
+from training.validation import Vectors, choose_pairs, embed_texts, score_of, validate
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def train(recipe: Recipe, out: Path, ranks: Ranks) -> Path:
-    """Run `recipe`; returns the final checkpoint's directory. Raises MexmaError."""
+def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
+    recipe: Recipe,
+    out: Path,
+    ranks: Ranks,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    reached: Callable[[str], None] = lambda point: None,
+) -> Path:
+    """Run `recipe` in the directory `out`; returns that of the final checkpoint.
+
+    resume: go on from the newest intact checkpoint in `out` (from the beginning if there is
+    none), as if the run had never stopped: on one machine's CPU, to the last bit. reached: told
+    the name of each point that is passed, for tests that kill the process there.
+    Raises MexmaError, one sentence each.
+    """
+    run = RunDirectory(out, reached)
+    if not resume and (run.steps() or (out / "final").exists()):
+        raise RunStateError(
+            f"{out}: holds a run already; resume it with `mexma-train resume`, or choose another"
+        )
+
+    # What is read -------------------------------------------------------------------------------
     split = open_corpus(recipe)
     start = open_backbone(recipe)
     tokenizer = TextTokenizer(
         start.tokenizer_json, max_tokens=start.max_tokens, prefix=start.prefix
     )
     vocabulary = Vocabulary.of(start.tokenizer_json, start.encoder.config.vocabulary)
-    batches = Batches(split.train, tokenizer, vocabulary, recipe)
-
-    model = PairModel(start.encoder, recipe).to(ranks.device).train()
-    optimiser = make_optimiser(model, recipe)
-    if ranks.device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-    cast = (
-        torch.autocast(ranks.device.type, DTYPES[recipe.precision])
-        if recipe.precision in DTYPES
-        else nullcontext()
+    batches = Batches(
+        split.train, tokenizer, vocabulary, recipe, rank=ranks.rank, world=ranks.world
     )
-    scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.precision == "fp16")
-    learning = [p for p in model.parameters() if p.requires_grad]
+    judges = choose_pairs(split.held_out, pairs=recipe.validation_pairs)
+    hashes = start.source.get("weights", {})
+    progress = Progress(0, recipe.to_dict(), split.train.fingerprint, hashes, None, {})
 
-    out.mkdir(parents=True, exist_ok=True)
+    # What learns --------------------------------------------------------------------------------
+    trained = encoder_copy(start)
+    model = PairModel(trained, recipe).to(ranks.device).train()
+    if recipe.sharded and ranks.world > 1:
+        for layer in [*trained.layers, *([] if model.head is None else model.head.layers)]:
+            fully_shard(layer)
+        fully_shard(model)
+    optimiser = make_optimiser(model, recipe)
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.precision == "fp16")
+    found = run.newest() if resume else None
+    if found is not None:
+        path, saved, checkpoint = found
+        refuse_other_run(path, saved, progress)
+        load_state(path, checkpoint, model, optimiser)
+        scaler.load_state_dict(saved.scaler)
+        progress = replace(saved, recipe=progress.recipe)
+    divided = recipe.sharded and ranks.world > 1
+    stepped: torch.nn.Module = model
+    if ranks.world > 1 and not divided:
+        stepped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    if ranks.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+    def cast() -> AbstractContextManager[Any]:
+        if recipe.precision not in DTYPES:
+            return nullcontext()
+        return torch.autocast(ranks.device.type, DTYPES[recipe.precision])
+
+    def embed(texts: list[str]) -> Vectors:
+        with cast():
+            return embed_texts(trained, tokenizer, texts)
+
+    kept = progress.step if found is not None else -1
+    log = RunLog(out, step=kept, steps=batches.steps, quiet=quiet) if ranks.first else None
+    if log and found is None:
+        (out / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n")
+        for reason, count in split.dropped.items():
+            log.note(0, f"{count} rows dropped: {reason}")
+        log.note(
+            0,
+            f"{len(split.train)} pairs in {len(split.train.names)} languages, {batches.steps} steps "
+            f"of {recipe.accumulate} x {recipe.batch_pairs} pairs; held out: "
+            + (", ".join(f"{name} {len(c)}" for name, c in split.held_out.items()) or "nothing"),
+        )
+
+    def judge(progress: Progress) -> Progress:
+        """Validate; the best score so far and its step go into the progress."""
+        if not judges:
+            return progress
+        model.eval()
+        scores = validate(judges, embed)
+        model.train()
+        score = score_of(scores)
+        if log and score is not None:
+            for s in scores:
+                row = {"part": s.name, "to_english": s.mean[0], "from_english": s.mean[1]}
+                log.validation(progress.step, row | {"languages": s.languages, "score": score})
+            log.note(progress.step, f"step {progress.step}: {score:.2%} of held-out pairs found")
+        if score is not None and (progress.best is None or score > progress.best[0]):
+            return replace(progress, best=(score, progress.step))
+        return progress
+
+    def save(progress: Progress) -> None:
+        """A checkpoint by the first rank; the others lend their shards and wait."""
+        encoder = encoder_checkpoint(model, start)
+        tensors = state_tensors(model, optimiser)
+        problem = None
+        if ranks.first:
+            try:
+                scaled = replace(progress, scaler=scaler.state_dict())
+                run.save(scaled, encoder, tensors, keep_last=recipe.keep_last)
+            except RunStateError as error:
+                problem = str(error)
+        if problem := ranks.gather(problem)[0]:
+            raise RunStateError(problem)
+
+    # The run ------------------------------------------------------------------------------------
+    if progress.step == 0:
+        progress = judge(progress)
     began, seen = time.monotonic(), 0
-    log = (out / "metrics.jsonl").open("a")
-    with tqdm(total=batches.steps, unit="step", disable=not ranks.first) as bar, log:
-        for step, read in enumerate(batches.read(0)):
+    try:
+        for step, read in enumerate(batches.read(progress.step), start=progress.step):
+            reached(f"step {step}")
             rate = set_rate(optimiser, recipe, rate_at(step, batches.steps, recipe))
             sums: dict[str, float] = {}
+            guilty: list[int] = []
             for place, batch in enumerate(read.batches):
+                last = place == len(read.batches) - 1
+                if divided:
+                    model.set_requires_gradient_sync(last)  # type: ignore[operator]
+                alone = isinstance(stepped, DistributedDataParallel) and not last
+                # Dropout is the only generator in use; set here, it has no state to save.
                 torch.manual_seed(number(f"dropout {recipe.seed} {step} {place} {ranks.rank}"))
-                with cast:
-                    losses = model(
-                        batch.to(ranks.device), read.chosen, len(read.batches), ranks.world
-                    )
+                with stepped.no_sync() if alone else nullcontext():  # type: ignore[operator]
+                    with cast():
+                        losses = stepped(
+                            batch.to(ranks.device), read.chosen, len(read.batches), ranks.world
+                        )
+                    if not math.isfinite(losses["loss"].item()):
+                        guilty += batch.sample_ids
+                    scaler.scale(losses["loss"]).backward()
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0.0) + loss.item()
-                if not math.isfinite(losses["loss"].item()):
-                    raise NonFiniteLoss(
-                        f"step {step}: the loss is {losses['loss'].item()} for sample ids "
-                        f"{batch.sample_ids}"
-                    )
-                scaler.scale(losses["loss"]).backward()
             scaler.unscale_(optimiser)
-            norm = torch.nn.utils.clip_grad_norm_(learning, recipe.clip)
+            clipped = torch.nn.utils.clip_grad_norm_(learning, recipe.clip)
+            norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
+
+            # All ranks decide the same: a NaN on one of them is in everybody's gradients.
+            exploded = not math.isfinite(norm) and not scaler.is_enabled()
+            bad, *totals = ranks.sum(bool(guilty or exploded), *sums.values())
+            if bad:
+                everyone = sorted(i for ids in ranks.gather(guilty) for i in ids)
+                all_ids = sorted(
+                    i
+                    for ids in ranks.gather([b.sample_ids for b in read.batches])
+                    for b in ids
+                    for i in b
+                )
+                what = "loss" if everyone else "gradient"
+                raise NonFiniteLoss(
+                    f"step {step}: the {what} is not finite for the batch with sample ids "
+                    f"{everyone or all_ids}; the weights are those of step {step} and no later "
+                    "checkpoint was written"
+                )
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad(set_to_none=True)
 
+            progress = replace(progress, step=step + 1)
             seen += read.pairs
-            speed = seen / (time.monotonic() - began)
-            row = {
-                "step": step + 1,
-                **sums,
-                "norm": norm.item(),
-                "rate": rate,
-                "pairs_per_s": speed,
-            }
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            shown = {k: f"{v:.3f}" for k, v in sums.items()}
-            bar.set_postfix(shown | {"pairs/s": f"{speed:.0f}"}, refresh=False)
-            bar.update()
-            if (step + 1) % recipe.save_every == 0 and step + 1 < batches.steps:
-                save_checkpoint(out / "checkpoints" / f"step-{step + 1:08d}", start, step=step + 1)
-    save_checkpoint(out / "final", start, step=batches.steps)
+            if log:
+                means = dict(zip(sums, (x / ranks.world for x in totals), strict=True))
+                speed = seen / (time.monotonic() - began)
+                log.step(step + 1, means | {"norm": norm, "rate": rate, "pairs_per_s": speed})
+            end = step + 1 == batches.steps
+            if end or (step + 1) % recipe.validate_every == 0:
+                progress = judge(progress)
+            if end or (step + 1) % recipe.save_every == 0 or is_best(progress):
+                save(progress)
+
+        # What is left behind --------------------------------------------------------------------
+        final = encoder_checkpoint(model, start, recipe.average_with_start)
+        if ranks.first:
+            save_checkpoint(out / "final", final, step=batches.steps)
+        if log:
+            if batches.unusable:
+                text = f"{len(batches.unusable)} pairs without a token the tokenizer knows were replaced"
+                log.note(progress.step, text)
+            log.close()
+            write_report(out, recipe, asdict(progress))
+    finally:
+        if log:
+            log.close()
     return out / "final"
+
+
+def is_best(progress: Progress) -> bool:
+    """Was this step just validated as the best so far?"""
+    return progress.best is not None and progress.best[1] == progress.step
 
 
 def open_backbone(recipe: Recipe) -> Checkpoint:
@@ -104,4 +247,22 @@ def open_backbone(recipe: Recipe) -> Checkpoint:
     else:
         start = load_checkpoint(recipe.backbone, pooling=recipe.pooling, prefix=recipe.prefix)
     limit = min(recipe.max_tokens, start.max_tokens)
-    return dataclasses.replace(start, max_tokens=limit, prefix=recipe.prefix)
+    return replace(start, max_tokens=limit, prefix=recipe.prefix)
+
+
+def encoder_copy(start: Checkpoint) -> Any:
+    """An encoder of its own with the starting weights."""
+    encoder = type(start.encoder)(start.encoder.config)
+    encoder.load_state_dict(start.encoder.state_dict())
+    return encoder
+
+
+def refuse_other_run(path: Path, saved: Progress, now: Progress) -> None:
+    """Raises RunStateError when data or starting weights are not those the run began with."""
+    if saved.corpus != now.corpus:
+        raise RunStateError(
+            f"{path}: was trained on a corpus with fingerprint {saved.corpus}, but the data now "
+            f"has {now.corpus}; a resumed run needs the same files and settings"
+        )
+    if saved.start != now.start:
+        raise RunStateError(f"{path}: started from other weights than {now.recipe['backbone']} has")

@@ -116,8 +116,8 @@ class Recipe:
     keep_last: int = 2
     validate_every: int = 500
     """Optimiser steps between validations; one more before the first step and at the end."""
-    validation_pairs: int = 200
-    """At most so many pairs of each language and held-out source."""
+    validation_pairs: int = 4000
+    """About so many pairs of each held-out part, in equal shares of its languages."""
     average_with_start: float = 0.0
     """Weight of the starting weights in the final checkpoint (Wortsman et al. 2022, arXiv
     2109.01903): what fine-tuning forgot comes back, what it learned mostly stays."""
