@@ -44,6 +44,24 @@ def test_the_margin_is_the_equation_over_the_whole_pool(tile, k):
     assert backward[1].tolist() == expected.argmax(0).tolist()
 
 
+@pytest.mark.parametrize("tile", [1, 5, 2048])
+def test_the_nearest_and_the_neighbourhood_are_those_of_the_full_matrix(tile):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((11, 4)).astype(np.float32)
+    y = rng.integers(-1, 2, (17, 4)).astype(np.float32)  # many ties
+    cosine = x @ y.T
+    scores, found = best_by_cosine(x, y, tile=tile)
+    np.testing.assert_allclose(scores, cosine.max(1), atol=1e-6)
+    np.testing.assert_allclose(
+        np.take_along_axis(cosine, found[:, None], 1)[:, 0], scores, atol=1e-6
+    )
+    for k in (1, 4, 17, 30):
+        expected = np.sort(cosine, 1)[:, ::-1][:, :k].mean(1)
+        np.testing.assert_allclose(neighbourhood(x, y, k, tile=tile), expected, atol=1e-6)
+    same = np.ones((3, 2), np.float32)
+    assert best_by_cosine(same, same, tile=tile)[1].tolist() == [0, 0, 0]
+
+
 def test_the_margin_passes_over_a_hub():
     """By hand: (2, 1) is nearer to the hub (1, 0) than to its own (1, 1.6), by cosine."""
     x = unit(np.array([[2, 1], [1, 0.1], [1, -0.1], [1, -0.2]]))
