@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -210,3 +212,15 @@ def test_the_real_service_gives_what_its_artifact_gives(server: Server):
     assert over_http.about["fingerprint"] == here.about["fingerprint"]
     assert over_http.about["name"] == here.about["name"]
     np.testing.assert_allclose(over_http.vectors(TEXTS), here.vectors(TEXTS), atol=1e-5)
+
+
+def test_an_artifact_is_evaluated_without_torch(tiny, tmp_path):
+    data = tmp_path / "pairs.tsv"
+    data.write_text("lang\tsrc\ttrg\nfi\tKiitos.\tThank you.\nfi\tHei!\tHello!\n")
+    code = (
+        "import sys\n"
+        "from evaluation.__main__ import main\n"
+        f"assert main([{str(tiny / 'plain')!r}, {str(data)!r}, '--out', {str(tmp_path)!r}]) == 0\n"
+        "assert not {'torch', 'transformers', 'training', 'service'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
