@@ -15,7 +15,6 @@ from evaluation.report import Column, Table
 from evaluation.subject import VectorTable, WordStates, open_subject
 from mexma.sample import parallel_pairs
 from tests.evaluation.spaces import unit
-from tests.tiny import tiny_artifact, tiny_checkpoint
 
 LANGUAGES = ("fi", "de")
 
@@ -92,10 +91,9 @@ def test_alignment_counts_words_with_gold_and_skips_those_without(data):
     assert table.skipped == {"fi": "no gold links"}
 
 
-def test_a_sentence_aligns_with_itself_word_by_word(tmp_path):
+def test_a_sentence_aligns_with_itself_word_by_word(tiny):
     """Through a real encoder, from words over pieces to links; and gold that is wrong shows."""
-    tiny_artifact(tmp_path / "artifact", token_states=True)
-    subject = open_subject(str(tmp_path / "artifact"))
+    subject = open_subject(str(tiny / "artifact"))
     texts = [t for t in parallel_pairs("fi")[0] if len(set(t.split())) == len(t.split()) > 2][:20]
     straight = [" ".join(f"{i}-{i}" for i in range(len(t.split()))) for t in texts]
     turned = [" ".join(f"{i}-{i - 1}" for i in range(1, len(t.split()))) for t in texts]
@@ -148,15 +146,10 @@ def write_tsv(path: Path, n: int = 35) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["artifact", "checkpoint"])
-def test_the_command_measures_everything_and_writes_it(tmp_path, capsys, kind):
+def test_the_command_measures_everything_and_writes_it(tiny, tmp_path, capsys, kind):
     data = write_tsv(tmp_path / "pairs.tsv")
-    subject = tmp_path / kind
-    if kind == "artifact":
-        tiny_artifact(subject, token_states=True)
-    else:
-        tiny_checkpoint(subject)
     out = tmp_path / "out"
-    assert main([str(subject), str(data), "--out", str(out)]) == 0
+    assert main([str(tiny / kind), str(data), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     written = json.loads((out / "evaluation.json").read_text())
     assert [t["metric"] for t in written["tables"]] == list(METRICS)
@@ -177,10 +170,9 @@ def test_the_command_measures_everything_and_writes_it(tmp_path, capsys, kind):
         assert picture.read_bytes().startswith(b"\x89PNG"), metric
 
 
-def test_the_same_again_gives_the_same(tmp_path, capsys):
+def test_the_same_again_gives_the_same(tiny, tmp_path, capsys):
     data = write_tsv(tmp_path / "pairs.tsv")
-    tiny_artifact(tmp_path / "artifact")
-    arguments = [str(tmp_path / "artifact"), str(data), "--limit", "5", "--metric", "xsim", "bucc"]
+    arguments = [str(tiny / "artifact"), str(data), "--limit", "5", "--metric", "xsim", "bucc"]
     texts = []
     for _ in range(2):
         assert main(arguments) == 0
@@ -189,18 +181,17 @@ def test_the_same_again_gives_the_same(tmp_path, capsys):
     assert "alignment" not in texts[0] and "limit 5" in texts[0]
 
 
-def test_refusals_are_one_sentence(tmp_path, capsys):
+def test_refusals_are_one_sentence(tiny, tmp_path, capsys):
     data = write_tsv(tmp_path / "pairs.tsv")
-    tiny_artifact(tmp_path / "plain")
     plain = tmp_path / "none.tsv"
     plain.write_text("lang\tsrc\ttrg\nfi\ta\tb\n")
     for arguments, message in (
         ([tmp_path / "nothing", data], "expected a checkpoint directory, an artifact directory"),
-        ([tmp_path / "plain", tmp_path / "no.tsv"], "expected a file of pairs, found none"),
-        ([tmp_path / "plain", data, "--metric", "alignment"], "expected token states"),
-        ([tmp_path / "plain", plain, "--metric", "alignment"], "expected a column alignment"),
-        ([tmp_path / "plain", data, "--out", data], "File exists"),
-        ([tmp_path / "plain", data, "--languages", "xx"], "expected rows of language xx"),
+        ([tiny / "plain", tmp_path / "no.tsv"], "expected a file of pairs, found none"),
+        ([tiny / "plain", data, "--metric", "alignment"], "expected token states"),
+        ([tiny / "plain", plain, "--metric", "alignment"], "expected a column alignment"),
+        ([tiny / "plain", data, "--out", data], "File exists"),
+        ([tiny / "plain", data, "--languages", "xx"], "expected rows of language xx"),
     ):
         assert main([str(a) for a in arguments]) == 1
         said = capsys.readouterr().err.strip().splitlines()[-1]

@@ -6,7 +6,6 @@ import base64
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -24,25 +23,14 @@ from mexma.errors import (
     InputError,
     NonFiniteVector,
 )
-from tests.conftest import ROOT, Server
+from tests.conftest import ROOT, start_server, wait_until_ready
 from tests.fakes import FakeEncoder
-from tests.tiny import tiny_artifact, tiny_checkpoint
 
 TEXTS = ["I have two cats.", "Minulla on kaksi kissaa.", "ja " * 200, "x"]
 WORDS = [["Minulla", "on", "kaksi", "kissaa."], ["x"]]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    """The same weights as checkpoint and as artifact with and without token states."""
-    folder = tmp_path_factory.mktemp("subjects")
-    tiny_checkpoint(folder / "checkpoint")
-    tiny_artifact(folder / "artifact", token_states=True)
-    tiny_artifact(folder / "plain")
-    return folder
-
-
-def test_each_kind_is_known_by_its_name(tiny):
+def test_each_kind_is_known_by_its_name(tiny, tmp_path):
     artifact = open_subject(str(tiny / "artifact"))
     checkpoint = open_subject(str(tiny / "checkpoint"))
     assert isinstance(artifact, ArtifactSubject)
@@ -51,13 +39,13 @@ def test_each_kind_is_known_by_its_name(tiny):
     assert len(checkpoint.about["fingerprint"]) == len(artifact.about["fingerprint"]) == 16
     with pytest.raises(InputError, match="expected a checkpoint directory, an artifact directory"):
         open_subject(str(tiny / "none"))
-    (tiny / "empty").mkdir()
+    (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError):
-        open_subject(str(tiny / "empty"))
-    (tiny / "broken").mkdir()
-    (tiny / "broken" / "manifest.json").write_text("{")
+        open_subject(str(tmp_path / "empty"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("{")
     with pytest.raises(ArtifactError):
-        open_subject(str(tiny / "broken"))
+        open_subject(str(tmp_path / "broken"))
 
 
 def test_checkpoint_and_artifact_give_the_same_vectors_and_states(tiny):
@@ -207,8 +195,18 @@ def test_nobody_there():
         open_subject("http://127.0.0.1:9")
 
 
-def test_the_real_service_gives_what_its_artifact_gives(server: Server):
-    over_http, here = open_subject(server.url), open_subject(str(ROOT / "models/default"))
+def test_the_real_service_gives_what_its_artifact_gives(tmp_path):
+    server = start_server(tmp_path, demo="false")  # the shared one embeds its demo first
+    try:
+        wait_until_ready(server)
+        compare_with_artifact(server.url)
+    finally:
+        server.process.terminate()
+        server.process.wait(60)
+
+
+def compare_with_artifact(url: str) -> None:
+    over_http, here = open_subject(url), open_subject(str(ROOT / "models/default"))
     assert over_http.about["fingerprint"] == here.about["fingerprint"]
     assert over_http.about["name"] == here.about["name"]
     np.testing.assert_allclose(over_http.vectors(TEXTS), here.vectors(TEXTS), atol=1e-5)
