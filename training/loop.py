@@ -107,10 +107,6 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
             return nullcontext()
         return torch.autocast(ranks.device.type, DTYPES[recipe.precision])
 
-    def embed(texts: list[str]) -> Vectors:
-        with cast():
-            return embed_texts(trained, tokenizer, texts)
-
     kept = progress.step if found is not None else -1
     log = RunLog(out, step=kept, steps=batches.steps, quiet=quiet) if ranks.first else None
     if log and found is None:
@@ -129,6 +125,13 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
         if not judges:
             return progress
         model.eval()
+        # Divided weights are put together first: the judge runs the encoder, not the whole model.
+        judged = encoder_checkpoint(model, start).encoder.to(ranks.device) if divided else trained
+
+        def embed(texts: list[str]) -> Vectors:
+            with cast():
+                return embed_texts(judged, tokenizer, texts)
+
         scores = validate(judges, embed)
         model.train()
         score = score_of(scores)

@@ -103,6 +103,7 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Of matrix products, by autocast; weights, optimiser and losses are float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where torch finds it."""
     attention: Backend = "auto"
     """See `training.packing`."""
     recompute: bool = False

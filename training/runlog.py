@@ -49,7 +49,8 @@ class RunLog:
     def note(self, step: int, text: str) -> None:
         """A sentence for whoever watches."""
         self._write({"kind": "note", "step": step, "text": text})
-        self._bar.write(text)
+        if not self._bar.disable:
+            self._bar.write(text)
 
     def close(self) -> None:
         """Write out what is buffered."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -94,19 +95,16 @@ def _read(place: str, columns: tuple[str, str, str]) -> Source:
 
 def _usable(raw: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     """Drop rows whose text is missing, blank or no Unicode, or that have no language."""
-    texts, good, broken = {}, None, {}
+    texts, broken = {}, {}
+    good = np.ones(len(raw), bool)
     for column in COLUMNS:
-        text = _decode(raw[column])
-        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0)
-        fine = pc.fill_null(pc.invert(blank), False)
+        texts[column] = text = _decode(raw[column])
+        filled = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0)
+        fine = pc.fill_null(filled, False).to_numpy(zero_copy_only=False)
         what = "no language" if column == "lang" else f"no text in {column}"
-        before = fine if good is None else good
-        good = fine if good is None else pc.and_(good, fine)
-        broken[what] = len(fine) - pc.sum(fine).as_py() if good is fine else (
-            (pc.sum(before).as_py() or 0) - (pc.sum(good).as_py() or 0)
-        )  # fmt: skip
-        texts[column] = text
-    return pa.table(texts).filter(good), {k: n or 0 for k, n in broken.items()}
+        broken[what] = int((good & ~fine).sum())  # a row counts once, for the first it lacks
+        good &= fine
+    return pa.table(texts).filter(pa.array(good)), broken
 
 
 def _decode(column: pa.ChunkedArray) -> pa.Array:

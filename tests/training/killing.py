@@ -1,0 +1,82 @@
+"""Runs that are killed with SIGKILL at named points, and resumed; a process of its own.
+
+    python -m tests.training.killing FOLDER POINT POINT ...
+
+For each POINT ("name" or "name:n", the n-th time it is passed) a child trains in FOLDER/POINT
+until it kills itself there, and another child resumes it. FOLDER/whole is never stopped.
+Children are forked before torch has computed anything, so torch is imported once for all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from training import loop
+from training.ranks import Ranks
+from training.recipe import override
+from training.recipes import tiny_cpu
+
+RECIPE = override(
+    tiny_cpu(),
+    [
+        "pairs=288",
+        "batch_pairs=8",
+        "accumulate=3",
+        "save_every=3",
+        "validate_every=4",
+        "keep_last=1",
+    ],
+)  # 36 batches, 12 steps; dropout is on
+
+
+def run(out: Path, *, resume: bool, point: str | None = None) -> None:
+    name, _, count = (point or "").partition(":")
+    left = int(count or 1)
+
+    def reached(passed: str) -> None:
+        nonlocal left
+        left -= passed == name
+        if passed == name and left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    loop.train(RECIPE, out, ranks, resume=resume, quiet=True, reached=reached)
+
+
+def in_child(action: Callable[[], None]) -> int:
+    """Exit status, or minus the signal, of a forked child that does `action`."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            action()
+            status = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main() -> None:
+    folder, *points = sys.argv[1:]
+    loop.write_report = lambda *_: None  # its pictures take longer than these runs
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports much when first made
+    whole = in_child(lambda: run(Path(folder) / "whole", resume=False))
+    assert whole == 0, whole
+    for point in points:
+        out = Path(folder) / point
+        killed = in_child(lambda: run(out, resume=False, point=point))  # noqa: B023
+        assert killed == -signal.SIGKILL, (point, killed)
+        resumed = in_child(lambda: run(out, resume=True))  # noqa: B023
+        assert resumed == 0, (point, resumed)
+
+
+if __name__ == "__main__":
+    main()

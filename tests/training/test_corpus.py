@@ -1,0 +1,80 @@
+"""What is held out is not trained on, and what is forbidden is nowhere."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from training.corpus import open_corpus
+from training.errors import DataError
+from training.recipe import override
+from training.recipes import tiny_cpu
+
+
+def write(path, rows):
+    table = pa.table(dict(zip(("src", "trg", "lang"), zip(*rows, strict=True), strict=True)))
+    pq.write_table(table, path)
+    return path
+
+
+def opened(path, *settings):
+    base = override(tiny_cpu(), [f"data={path}", "hold_out_fraction=0", "batch_pairs=1"])
+    return open_corpus(override(base, settings))
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = [(f"satz {i} {x}", f"sentence {i}", x) for i in range(200) for x in ("de", "nl")]
+    return write(tmp_path / "train.parquet", rows)
+
+
+def test_held_out_sentences_keep_all_their_translations_out(data):
+    split = opened(data, "hold_out_fraction=0.2")
+    trained = set(split.train.targets.to_pylist())
+    judged = set(split.held_out["sentences"].targets.to_pylist())
+    assert trained | judged == {f"sentence {i}" for i in range(200)}
+    assert not trained & judged
+    assert 20 < len(judged) < 60
+    assert set(opened(data, "hold_out_fraction=0.2").train.targets.to_pylist()) == trained
+    assert set(opened(data, "hold_out_fraction=0.2", "seed=2").train.targets.to_pylist()) != trained
+
+
+def test_a_held_out_source_is_dropped_from_training(data, tmp_path):
+    judge = write(tmp_path / "other.parquet", [("neu", "SENTENCE 3!", "de"), ("x", "unseen", "de")])
+    split = opened(data, f"hold_out={judge}")
+    assert len(split.held_out["other"]) == 2
+    assert "sentence 3" not in split.train.targets.to_pylist()
+    assert split.dropped == {"seen in held-out or forbidden sentences": 2}
+
+
+def test_decontamination_ignores_case_and_punctuation(data, tmp_path):
+    (tmp_path / "test.txt").write_text("Sentence 7.\nsatz 9 DE\n\n")
+    split = opened(data, f"decontaminate={tmp_path / 'test.txt'}")
+    assert len(split.train) == 400 - 2 - 1
+    with pytest.raises(DataError, match="expected a file of sentences"):
+        opened(data, "decontaminate=missing.txt")
+
+
+def test_symbols_alone_are_not_all_the_same(tmp_path):
+    path = write(tmp_path / "a.parquet", [("+", "+", "de"), ("a", "b", "de")])
+    (tmp_path / "test.txt").write_text("!\n")
+    assert len(opened(path, f"decontaminate={tmp_path / 'test.txt'}").train) == 2
+
+
+def test_the_fingerprint_sees_every_change(data, tmp_path):
+    base = opened(data).train.fingerprint
+    assert base == opened(data).train.fingerprint
+    rows = [(f"satz {i} {x}", f"sentence {i}", x) for i in range(200) for x in ("de", "nl")]
+    rows[5] = ("satz 2 nL", *rows[5][1:])
+    assert opened(write(tmp_path / "b.parquet", rows)).train.fingerprint != base
+
+
+def test_a_corpus_smaller_than_a_batch(data):
+    with pytest.raises(DataError, match="a batch has 512 pairs, but only 400 are left"):
+        opened(data, "batch_pairs=512")
+
+
+def test_no_data_at_all():
+    with pytest.raises(DataError, match="names no data"):
+        open_corpus(override(tiny_cpu(), ["data="]))

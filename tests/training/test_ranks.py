@@ -1,0 +1,76 @@
+"""The two-rank proof: two gloo processes train what one trains.
+
+    pytest tests/training/test_ranks.py
+
+Which pairs and masks each rank sees is compared in `test_batches.py`, to the bit; here it is the
+losses and weights that come out, which differ by the order of sums only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, free_port
+from tests.training.two_ranks import recipe
+from training.batches import Batches
+from training.corpus import open_corpus
+from training.loop import open_backbone, train
+from training.masking import Vocabulary
+from training.ranks import Ranks
+from training.runlog import read_rows
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(free_port()), "-m", "tests.training.two_ranks", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(recipe(), folder / "one", Ranks(0, 1, torch.device("cpu")), quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["ddp", "sharded"])
+def test_two_ranks_train_what_one_trains(runs, kind):
+    rows = {
+        name: [r for r in read_rows(runs / name) if r["kind"] == "step"] for name in ("one", kind)
+    }
+    assert len(rows["one"]) == len(rows[kind]) == 6
+    for one, two in zip(rows["one"], rows[kind], strict=True):
+        for name in ("loss", "unmasking", "alignment", "koleo", "contrastive", "norm"):
+            assert two[name] == pytest.approx(one[name], rel=2e-4), (one["step"], name)
+    a, b = (load_file(runs / n / "final" / "model.safetensors") for n in ("one", kind))
+    for name, tensor in a.items():
+        # AdamW divides by the gradient's size: where that is next to nothing, a rounding
+        # difference moves a weight by up to a step. So all but a few are held to 1e-4.
+        apart = (tensor - b[name]).abs()
+        assert apart.mean() < 1e-4, name
+        assert apart.max() < 5e-3, name
+
+
+def test_a_loss_that_is_no_number_on_one_rank_stops_both_and_names_the_batch(runs):
+    errors = [json.loads((runs / f"error-{rank}.json").read_text()) for rank in (0, 1)]
+    assert errors[0] == errors[1]
+    named = sorted(int(i) for i in re.findall(r"\d+", errors[0].split("[")[1].split("]")[0]))
+    r = recipe()
+    start = open_backbone(r)
+    vocabulary = Vocabulary.of(start.tokenizer_json, start.encoder.config.vocabulary)
+    from mexma.text import TextTokenizer
+
+    tokenizer = TextTokenizer(start.tokenizer_json, max_tokens=start.max_tokens)
+    second = Batches(open_corpus(r).train, tokenizer, vocabulary, r, rank=1, world=2)
+    assert named == sorted(i for b in second.step(0).batches for i in b.sample_ids)
+    assert not list(runs.glob("nan-*/checkpoints/step-*"))

@@ -1,0 +1,209 @@
+"""A run from recipe to report: its golden curve, its artifact, and everything that goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mexma.checkpoint import open_checkpoint
+from mexma.errors import MexmaError
+from model_export.__main__ import main as export
+from tests.tiny import tiny_checkpoint
+from training import model, run_state
+from training.__main__ import main
+from training.errors import NonFiniteLoss, RunStateError
+from training.loop import train
+from training.ranks import Ranks
+from training.recipe import override
+from training.recipes import tiny_cpu
+from training.runlog import read_rows
+
+HERE = Ranks(0, 1, torch.device("cpu"))
+GOLDEN = json.loads((Path(__file__).parent / "tiny_cpu_losses.json").read_text())
+SHORT = ["pairs=96", "batch_pairs=8", "save_every=2", "validate_every=3"]  # 6 steps
+
+
+def short(out: Path, *settings: str, **options) -> Path:
+    recipe = override(override(tiny_cpu(), SHORT), settings)
+    return train(recipe, out, HERE, quiet=True, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """`mexma-train tiny_cpu`, as the command line runs it."""
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    torch.set_num_threads(1)
+    assert main(["tiny_cpu", "--out", str(out)]) == 0
+    return out
+
+
+def test_the_golden_loss_curve(finished):
+    """Committed numbers. 1e-4: other processors add up in another order, and 30 steps carry it on."""
+    rows = [r for r in read_rows(finished) if r["kind"] == "step"]
+    assert len(rows) == len(GOLDEN) == 30
+    for row, loss in zip(rows, GOLDEN, strict=True):
+        assert row["loss"] == pytest.approx(loss, rel=1e-4), row["step"]
+
+
+def test_what_a_run_leaves_behind(finished):
+    description = open_checkpoint(finished / "final")
+    assert (description.step, description.pooling) == (30, "mean")
+    assert [p.name for p in sorted((finished / "checkpoints").iterdir())][-2:] == [
+        "step-00000020", "step-00000030",
+    ]  # fmt: skip
+    assert open_checkpoint(finished / "best").step in (15, 30)
+    assert list((finished / "tensorboard").iterdir())
+    report = (finished / "report.md").read_text()
+    for picture in ("losses.png", "languages-0.png"):
+        assert f"({picture})" in report
+        assert (finished / picture).read_bytes().startswith(b"\x89PNG")
+    assert '"batch_pairs": 16' in report
+    kinds = {r["kind"] for r in read_rows(finished)}
+    assert kinds == {"step", "validation", "note"}
+
+
+def test_mexma_export_reads_it(finished, tmp_path):
+    arguments = [
+        str(finished / "final"),
+        str(tmp_path / "artifact"),
+        "--sentences-per-language",
+        "2",
+    ]
+    assert export(arguments) == 0
+
+
+def test_a_run_is_not_overwritten(finished, capsys):
+    assert main(["tiny_cpu", "--out", str(finished)]) == 1
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_resume_refuses_what_would_change_the_run(finished, tmp_path, capsys):
+    assert main(["resume", "clip=2", "--out", str(finished)]) == 1
+    assert "clip cannot be changed on resuming" in capsys.readouterr().err
+    assert main(["resume", "--out", str(tmp_path)]) == 1
+    assert "expected this file of the run to resume" in capsys.readouterr().err
+
+
+def test_the_average_with_the_start(tmp_path):
+    start = tmp_path / "start"
+    short(tmp_path / "trained")
+    short(tmp_path / "half", "average_with_start=0.5")
+    short(tmp_path / "none", "average_with_start=1")
+    trained, half, none = (
+        load_file(tmp_path / n / "final" / "model.safetensors") for n in ("trained", "half", "none")
+    )
+    assert not start.exists()
+    for name, tensor in half.items():
+        torch.testing.assert_close(tensor, (trained[name] + none[name]) / 2)
+    # What the run goes on with is not averaged.
+    a, b = (
+        load_file(tmp_path / n / "checkpoints/step-00000006/model.safetensors")
+        for n in ("trained", "half")
+    )
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_precisions_and_recomputing_train(tmp_path):
+    losses = {}
+    for name, settings in {
+        "fp32": [], "bf16": ["precision=bf16"], "fp16": ["precision=fp16"],
+        "recompute": ["recompute=true"], "padded": ["attention=padded"],
+    }.items():  # fmt: skip
+        short(tmp_path / name, "dropout=0", "pairs=32", *settings)
+        losses[name] = [r["loss"] for r in read_rows(tmp_path / name) if r["kind"] == "step"]
+    assert losses["recompute"] == losses["fp32"]
+    assert losses["padded"] == pytest.approx(losses["fp32"], rel=1e-5)
+    for low in ("bf16", "fp16"):
+        assert losses[low] == pytest.approx(losses["fp32"], rel=1e-2)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step(tmp_path, monkeypatch):
+    honest = model.koleo
+    calls = []
+
+    def poisoned(*arguments):
+        calls.append(1)
+        return honest(*arguments) * (torch.inf if len(calls) > 16 else 1)  # two a batch: step 4
+
+    monkeypatch.setattr(model, "koleo", poisoned)
+    with pytest.raises(
+        NonFiniteLoss, match=r"step 4: the loss is not finite .* sample ids \[\d+, "
+    ):
+        short(tmp_path / "run")
+    monkeypatch.setattr(model, "koleo", honest)
+    short(tmp_path / "run", resume=True)  # from step 4, nothing poisoned was kept
+    short(tmp_path / "clean")
+    a, b = (load_file(tmp_path / n / "final" / "model.safetensors") for n in ("run", "clean"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_full_disk_during_a_save_loses_no_checkpoint(tmp_path, monkeypatch):
+    honest = run_state.save_file
+    saves = []
+
+    def full(tensors, path):
+        saves.append(path)
+        if len(saves) > 3:  # head and optimiser of the first save, head of the second
+            Path(path).write_bytes(b"some of it")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        honest(tensors, path)
+
+    monkeypatch.setattr(run_state, "save_file", full)
+    with pytest.raises(RunStateError) as caught:
+        short(tmp_path / "run", "keep_last=1", "hold_out_fraction=0")
+    message = str(caught.value)
+    assert "step-00000004: cannot be saved" in message
+    assert "No space left" in message
+    assert "the run can go on from" in message
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.setattr(run_state, "save_file", honest)
+    assert short(tmp_path / "run", "keep_last=1", "hold_out_fraction=0", resume=True).is_dir()
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    short(tmp_path / "run")
+    newest = tmp_path / "run/checkpoints/step-00000006"
+    expected = (newest / "optimiser.safetensors").read_bytes()
+    (newest / "optimiser.safetensors").write_bytes(expected[:-1] + b"?")
+    short(tmp_path / "run", resume=True)
+    assert (newest / "optimiser.safetensors").read_bytes() == expected
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        (path / "training.json").write_text("{")
+    with pytest.raises(RunStateError, match=r"no checkpoint is intact; the newest: .*006"):
+        short(tmp_path / "run", resume=True)
+
+
+def test_other_data_or_another_architecture_is_refused(tmp_path):
+    short(tmp_path / "run")
+    with pytest.raises(RunStateError, match="corpus with fingerprint"):
+        short(tmp_path / "run", "hold_out_fraction=0.2", resume=True)
+    with pytest.raises(RunStateError, match="pooling mean, but this run's has first_token"):
+        short(tmp_path / "run", "pooling=first_token", resume=True)
+    with pytest.raises(RunStateError, match=r"head\.layers\.1.* found none"):
+        short(tmp_path / "run", "head_layers=2", resume=True)
+    tiny_checkpoint(tmp_path / "other")
+    with pytest.raises(MexmaError, match=r"started from other weights|tokenizer has none"):
+        short(tmp_path / "run", f"backbone={tmp_path / 'other'}", resume=True)
+
+
+def test_bad_data_from_the_command_line(tmp_path, capsys):
+    (tmp_path / "empty.tsv").touch()
+    (tmp_path / "few.tsv").write_text("src\ttrg\tlang\nJa\tYes\tde\n")
+    (tmp_path / "columns.tsv").write_text("src\ttrg\nJa\tYes\n")
+    for name, message in {
+        "empty": "is empty", "few": "a batch has 16 pairs, but only 1 are left",
+        "columns": "expected a column 'lang', found src, trg",
+    }.items():  # fmt: skip
+        data = f"data={tmp_path / name}.tsv"
+        assert main(["tiny_cpu", data, "hold_out_fraction=0", "--out", str(tmp_path / "r")]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert main(["tiny_cpu", "device=cuda", "--out", str(tmp_path / "r")]) == (
+        0 if torch.cuda.is_available() else 1
+    )

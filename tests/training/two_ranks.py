@@ -1,0 +1,50 @@
+"""What torchrun starts for `test_ranks.py`: several small runs on two gloo ranks, one after another.
+
+python -m torch.distributed.run --nproc-per-node 2 -m tests.training.two_ranks FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from training import model
+from training.errors import NonFiniteLoss
+from training.loop import train
+from training.ranks import joined
+from training.recipe import Recipe, override
+from training.recipes import tiny_cpu
+
+SETTINGS = ["pairs=192", "dropout=0", "save_every=3", "validate_every=3", "contrastive=0.5"]
+
+
+def recipe(*settings: str) -> Recipe:
+    return override(tiny_cpu(), [*SETTINGS, *settings])
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    with joined("cpu") as ranks:
+        train(recipe(), folder / "ddp", ranks, quiet=True)
+        train(recipe("sharded=true"), folder / "sharded", ranks, quiet=True)
+        # A run of two ranks that stopped is gone on with.
+        train(recipe(), folder / "ddp", ranks, quiet=True, resume=True)
+
+        honest = model.alignment
+
+        def poisoned(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return honest(source, target) * (torch.nan if ranks.rank == 1 else 1)
+
+        model.alignment = poisoned
+        try:
+            train(recipe(), folder / f"nan-{ranks.rank}", ranks, quiet=True)
+        except NonFiniteLoss as error:
+            (folder / f"error-{ranks.rank}.json").write_text(json.dumps(str(error)))
+
+
+if __name__ == "__main__":
+    main()
