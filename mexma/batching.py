@@ -9,6 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# Padding that a batch may hold: this part of its rectangle, or so few tokens that running their
+# owners in a batch of its own would cost more. With 64 clients of mixed lengths on 2 cores, batches
+# filled to the brim were 58 % padding and took the server a third more processor time for the same
+# sentences/s.
+PADDING_SHARE = 0.4
+PADDING_TOKENS = 32
+
 
 def take_batch(
     lengths: Sequence[int], oldest: int, *, max_tokens: int, max_items: int
@@ -17,27 +24,36 @@ def take_batch(
 
     lengths: tokens of each waiting sequence. The rectangle that grows around the oldest
     one takes the neighbours nearest to it in length, and stops at `max_tokens` padded
-    tokens or `max_items` sequences. The oldest is always in, however long it is, so
-    nothing starves. Returns indices into `lengths`, shortest first.
+    tokens, `max_items` sequences, or where it would be padding more than anything. The
+    oldest is always in, however long it is, so nothing starves. Returns indices into
+    `lengths`, shortest first.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     below = above = order.index(oldest)
-    longest = lengths[oldest]
+    longest = tokens = lengths[oldest]
+
+    def fits(length: int) -> bool:
+        """Whether a sequence of this length may join."""
+        rectangle = max(longest, length) * (above - below + 2)
+        padding = rectangle - tokens - length
+        return rectangle <= max_tokens and padding <= max(PADDING_TOKENS, PADDING_SHARE * rectangle)
+
     while above - below + 1 < max_items:
-        gap_down = longest - lengths[order[below - 1]] if below > 0 else None
-        gap_up = lengths[order[above + 1]] - longest if above + 1 < len(order) else None
-        count = above - below + 2
-        if gap_up is not None and lengths[order[above + 1]] * count > max_tokens:
-            gap_up = None
-        if gap_down is not None and longest * count > max_tokens:
-            gap_down = None
-        if gap_up is None and gap_down is None:
+        shorter = lengths[order[below - 1]] if below > 0 else None
+        longer = lengths[order[above + 1]] if above + 1 < len(order) else None
+        if shorter is not None and not fits(shorter):
+            shorter = None
+        if longer is not None and not fits(longer):
+            longer = None
+        if shorter is None and longer is None:
             break
-        if gap_down is None or (gap_up is not None and gap_up <= gap_down):
+        if shorter is None or (longer is not None and longer - longest <= longest - shorter):
             above += 1
             longest = lengths[order[above]]
+            tokens += longest
         else:
             below -= 1
+            tokens += shorter
     return order[below : above + 1]
 
 

@@ -27,6 +27,10 @@ log = logging.getLogger("mexma")
 # Requests under way when SIGTERM comes have this long to finish.
 GRACE_S = 30
 
+# Longer than clients keep idle connections (httpx: 5 s, many: 60), so that it is they who close: a
+# connection closed by the server just as a request is written is an error for the client.
+KEEP_ALIVE_S = 75
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Exits with 1 and one sentence when it cannot start."""
@@ -85,6 +89,7 @@ def serve(settings: Settings) -> None:
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexma.batching import split_batches, take_batch
+from mexma.batching import PADDING_SHARE, PADDING_TOKENS, split_batches, take_batch
 from mexma.errors import EngineError, NonFiniteVector, Overloaded
 from service.batcher import Batcher
 from tests.fakes import FakeEncoder, vector_of
@@ -72,6 +72,8 @@ def test_a_batch_holds_the_oldest_and_respects_its_budget(lengths, max_tokens, m
     assert len(set(batch)) == len(batch) <= max_items
     longest = max(lengths[i] for i in batch)
     assert len(batch) == 1 or longest * len(batch) <= max_tokens
+    padding = longest * len(batch) - sum(lengths[i] for i in batch)
+    assert padding <= max(PADDING_TOKENS, PADDING_SHARE * longest * len(batch))
     # nothing of a length between those taken was passed over, unless equal to an end
     inside = {i for i, n in enumerate(lengths) if min(lengths[j] for j in batch) < n < longest}
     assert inside <= set(batch)
