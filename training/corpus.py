@@ -129,6 +129,9 @@ def _forbidden(recipe: Recipe, judges: list[Source]) -> list[pa.LargeStringArray
     arrays = []
     for name in recipe.decontaminate:
         file = Path(name)
+        if file.suffix != ".txt":
+            judges = [*judges, *read_sources([name], recipe.columns)]
+            continue
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

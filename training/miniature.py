@@ -1,4 +1,4 @@
-"""A backbone built on the spot: two random layers and a tokenizer made from the sample.
+"""A backbone built on the spot: two random layers and a tokenizer made from `training.phrases`.
 
 For `tiny_cpu`: a whole training run in seconds without a file to fetch. It knows nothing.
 """
@@ -10,10 +10,10 @@ from collections import Counter
 import torch
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from mexma.sample import tatoeba_sample
 from training.chance import number
 from training.checkpoint import Checkpoint
 from training.encoder import Encoder, EncoderConfig, Pooling
+from training.phrases import cldr_phrases
 
 MAX_TOKENS = 64
 HIDDEN = 64
@@ -42,8 +42,9 @@ def miniature(pooling: Pooling) -> Checkpoint:
 
 
 def _tokenizer() -> Tokenizer:
-    """Unigram: every character of the sample, and its commonest words."""
-    words = Counter("▁" + word for s in tatoeba_sample() for word in s.text.split())
+    """Unigram: every character of the phrases, and their commonest words."""
+    texts = [text for phrase in cldr_phrases() for text in (phrase.text, phrase.english)]
+    words = Counter("▁" + word for text in texts for word in text.split())
     characters = sorted({c for word in words for c in word})
     ranked = sorted((-n, word) for word, n in words.items() if len(word) > 1)[:WORDS]
     pieces = [(p, 0.0) for p in SPECIAL] + [(c, -12.0) for c in characters]

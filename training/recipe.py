@@ -70,7 +70,8 @@ class Recipe:
     hold_out_fraction: float = 0.0
     """Part of the English sentences, with all their translations, kept for validation."""
     decontaminate: tuple[str, ...] = ()
-    """Files of sentences that training must not have seen; pairs with one are dropped."""
+    """What training must not have seen: `.txt` files of sentences, one a line, or pairs as in
+    `data`. Pairs with one of these sentences, but for case and punctuation, are dropped."""
     columns: tuple[str, str, str] = ("src", "trg", "lang")
     """Names of the columns: text, its English translation, language tag of the text."""
     language_temperature: float = 1.0

@@ -81,7 +81,7 @@ def tiny_cpu() -> Recipe:
         head_layers=1,
         head_heads=4,
         head_width=64,
-        data=("sample",),
+        data=("phrases",),
         hold_out_fraction=0.1,
         batch_pairs=16,
         accumulate=2,

@@ -5,7 +5,7 @@
     *.tmx                        translation memories; each variant with the English one
     a directory                  a Hugging Face dataset saved to disk, or Parquet files
     hf://datasets/OWNER/NAME/..  Parquet on the hub, streamed without being stored
-    sample                       the sentences in this package, 42 languages
+    phrases                      the few phrases in this package, 41 languages
 
 A row that cannot be used is dropped and counted by reason; a file that cannot be read, or that
 has no usable row, is an error. What is in the sentences is `training.corpus`'s business.
@@ -26,8 +26,8 @@ import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet
 
-from mexma.sample import tatoeba_sample
 from training.errors import DataError
+from training.phrases import cldr_phrases
 
 COLUMNS = ("src", "trg", "lang")
 
@@ -50,7 +50,7 @@ def read_sources(places: Sequence[str], columns: tuple[str, str, str]) -> list[S
 
 
 def _expand(pattern: str) -> list[str]:
-    if pattern == "sample" or pattern.startswith("hf://") or not glob.has_magic(pattern):
+    if pattern == "phrases" or pattern.startswith("hf://") or not glob.has_magic(pattern):
         return [pattern]
     if found := sorted(
         glob.glob(pattern, recursive=True)  # noqa: PTH207  absolute patterns too
@@ -63,8 +63,8 @@ def _read(place: str, columns: tuple[str, str, str]) -> Source:
     path = Path(place)
     broken: dict[str, int] = {}
     try:
-        if place == "sample":
-            raw = _sample()
+        if place == "phrases":
+            raw = _phrases()
         elif place.startswith("hf://"):
             raw = _hub(place, columns)
         elif path.is_dir():
@@ -80,7 +80,7 @@ def _read(place: str, columns: tuple[str, str, str]) -> Source:
         else:
             raise DataError(
                 f"{place}: expected .parquet, .csv, .tsv, .tmx, a Moses name such as corpus.de-en, "
-                "a directory, hf://… or sample"
+                "a directory, hf://… or phrases"
             )
     except FileNotFoundError as error:
         raise DataError(f"{error.filename or place}: expected this file, found none") from None
@@ -295,9 +295,6 @@ def _joined(tables: Iterable[pa.Table]) -> pa.Table:
     return pa.concat_tables(binary)
 
 
-def _sample() -> pa.Table:
-    sentences = tatoeba_sample()
-    english = {s.group: s.text for s in sentences if s.lang == "en"}
-    rows = [(s.text, english[s.group], s.lang) for s in sentences if s.lang != "en"]
-    src, trg, lang = zip(*rows, strict=True)
+def _phrases() -> pa.Table:
+    src, trg, lang = zip(*cldr_phrases(), strict=True)
     return _columns(src, trg, lang)

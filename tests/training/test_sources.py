@@ -146,5 +146,5 @@ def test_files_that_are_not_what_they_say(tmp_path):
     assert "has no usable pair" in refusal(tmp_path / "a.tsv")
 
 
-def test_the_sample_is_there():
-    assert len({lang for _, _, lang in rows(read("sample"))}) == 41
+def test_the_phrases_are_there():
+    assert len({lang for _, _, lang in rows(read("phrases"))}) == 41
