@@ -140,7 +140,9 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
                 row = {"part": s.name, "to_english": s.mean[0], "from_english": s.mean[1]}
                 log.validation(progress.step, row | {"languages": s.languages, "score": score})
             log.note(progress.step, f"step {progress.step}: {score:.2%} of held-out pairs found")
-        if score is not None and (progress.best is None or score > progress.best[0]):
+        # The start is measured, but is no checkpoint: the best is the best of what training made.
+        better = score is not None and (progress.best is None or score > progress.best[0])
+        if score is not None and better and progress.step > 0:
             return replace(progress, best=(score, progress.step))
         return progress
 

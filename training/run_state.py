@@ -111,8 +111,11 @@ class RunDirectory:
                 + (f"the run can go on from {kept[0]}" if kept else "no earlier checkpoint exists")
             ) from None
         self._reached("named")
-        if progress.best is not None and progress.best[1] == progress.step:
-            self._point_at_best(path)
+        # Also when the best is an earlier one: the process may have died between its name and this.
+        if progress.best is not None:
+            best_path = self.checkpoints / f"step-{progress.best[1]:08d}"
+            if is_checkpoint(best_path):
+                self._point_at_best(best_path)
         self._reached("best is known")
         best = (self.path / "best").resolve()
         for old in self.steps()[keep_last:]:
