@@ -1,12 +1,14 @@
 """Pairs per second of training, beside the straightforward implementation, in one run.
 
-    python -m benchmarks.training_throughput BACKBONE DATA [DATA ...]
+    OMP_WAIT_POLICY=passive python -m benchmarks.training_throughput BACKBONE DATA [DATA ...]
 
 Straightforward: four padded passes over batches as they come, torch's attention operator, logits
 of every position over the whole vocabulary, float32. Ours: batches of like length without padding,
 gathered masked positions, chunked or sampled vocabulary, bfloat16 products. Both take the same
 pairs with the same masks, in turns, and before anything is timed their losses must agree. Peak
 memory of the vocabulary's cross-entropy is measured in processes of their own.
+
+The setting is the trainer's own (`training/__init__.py`); given here, it holds for both.
 """
 
 from __future__ import annotations
