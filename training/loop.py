@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mexma.text import TextTokenizer
 from training.batches import Batches
+from training.centring import centred
 from training.chance import number
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.corpus import open_corpus
@@ -74,6 +75,9 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
     batches = Batches(
         split.train, tokenizer, vocabulary, recipe, rank=ranks.rank, world=ranks.world
     )
+    if recipe.centre_texts:
+        some = batches.order.take(0, max(1, recipe.centre_texts // 2))
+        start = centred(start, tokenizer, [t for side in split.train.pairs(some) for t in side])
     judges = choose_pairs(split.held_out, pairs=recipe.validation_pairs)
     hashes = start.source.get("weights", {})
     progress = Progress(0, recipe.to_dict(), split.train.fingerprint, hashes, None, {})

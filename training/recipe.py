@@ -38,6 +38,9 @@ class Recipe:
     """Of hidden states in encoder and head; attention weights are never dropped."""
     train_embeddings: bool = True
     """Whether the token table learns. Frozen, a small encoder trains faster and forgets less."""
+    centre_texts: int = 0
+    """Over so many training texts the mean vector is taken out of the encoder before it starts
+    (see `training.centring`). 0: what the backbone has in common for all texts stays in."""
 
     # What it minimises ----------------------------------------------------------------------
     unmasking: float = 1.0

@@ -94,13 +94,23 @@ def _score(part: HeldOut, embed: Callable[[list[str]], Vectors]) -> Scores:
     return Scores(part.name, languages)
 
 
-@torch.no_grad()
-def embed_texts(
-    encoder: Encoder, tokenizer: TextTokenizer, texts: list[str], *, max_tokens: int = 4096
-) -> Vectors:
-    """L2-normalised vectors float32 `[n, dim]` of texts, in batches of `max_tokens` tokens.
+def embed_texts(encoder: Encoder, tokenizer: TextTokenizer, texts: list[str]) -> Vectors:
+    """L2-normalised vectors float32 `[n, dim]` of texts.
 
     A text without a token the tokenizer knows gets the zero vector, which finds nothing.
+    """
+    vectors = torch.from_numpy(pooled_vectors(encoder, tokenizer, texts))
+    unit: Vectors = torch.nn.functional.normalize(vectors, dim=-1).numpy()
+    return unit
+
+
+@torch.no_grad()
+def pooled_vectors(
+    encoder: Encoder, tokenizer: TextTokenizer, texts: list[str], *, max_tokens: int = 4096
+) -> Vectors:
+    """Sentence vectors float32 `[n, dim]` of texts, not normalised, in batches of `max_tokens`.
+
+    A text without a token the tokenizer knows gets the zero vector.
     """
     device = next(encoder.parameters()).device
     tokens = [_ids(tokenizer, text) for text in texts]
@@ -111,8 +121,7 @@ def embed_texts(
     for rows in split_batches(lengths, max_tokens=max_tokens, max_items=256):
         packed = Packed.of([found[i] for i in rows]).to(device)
         vectors = sentence_vectors(encoder, token_states(encoder, packed), packed)
-        unit = torch.nn.functional.normalize(vectors, dim=-1)
-        out[[usable[i] for i in rows]] = unit.cpu().numpy()
+        out[[usable[i] for i in rows]] = vectors.cpu().numpy()
     return out
 
 
