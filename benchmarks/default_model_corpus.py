@@ -1,17 +1,26 @@
 """Pairs for the default model beyond software's help pages, from packages of free software.
 
     apt-get download freeciv-data tuxpaint-stamps-default wesnoth-1.16-data widelands-data \\
-        wesnoth-1.16-{did,dm,dw,ei,httt,l,low,nr,sof,sota,sotbe,thot,trow,tsg,ttb,utbs}
+        wesnoth-1.16-{did,dm,dw,ei,httt,l,low,nr,sof,sota,sotbe,thot,trow,tsg,ttb,utbs} \\
+        cataclysm-dda-data freedroidrpg-data warzone2100-data gbrainy iso-codes mediawiki
     npm pack scratch-l10n @openstreetmap/id-tagging-schema
-    python -m benchmarks.default_model_corpus PACKAGES OUT
+    for r in asp-source global-asp pb-source; do  # clones of github.com/global-asp/$r
+        git -C $r archive --format=tar -o PACKAGES/$r.tar HEAD; done
+    python -m benchmarks.default_model_corpus PACKAGES OUT --languages-of CORPUS/*.parquet
 
-PACKAGES is the folder of those .deb and .tgz files. OUT gets one Parquet file a source, with the
-columns lang (BCP 47), src, trg (English) and origin, ready for `mexma-train`:
+PACKAGES is the folder of those .deb, .tgz and .tar files. OUT gets one Parquet file a source, with
+the columns lang (BCP 47), src, trg (English) and origin, ready for `mexma-train`:
 
-    wesnoth, widelands, freeciv    games: dialogue, narration and rules (GPL-2.0-or-later)
-    tuxpaint                       a phrase for each picture (GPL-2.0-or-later)
-    scratch                        a site that teaches programming to children (BSD-3-Clause)
-    osm                            names of what is on a map (ISC)
+    wesnoth, widelands, freeciv,    games: dialogue, narration and rules (GPL-2.0-or-later; cdda
+    cdda, freedroid, warzone        CC BY-SA 3.0)
+    gbrainy                         riddles (GPL-3.0-or-later)
+    iso-codes                       countries, languages, currencies (LGPL-2.1-or-later)
+    mediawiki                       what a wiki says to its users (GPL-2.0-or-later)
+    tuxpaint                        a phrase for each picture (GPL-2.0-or-later)
+    scratch                         a site that teaches programming to children (BSD-3-Clause)
+    osm                             names of what is on a map (ISC)
+    stories, stories-judge          children's stories, page by page (CC BY; those that forbid
+                                    commercial use are left out); a quarter of them to judge by
 
 The texts are their authors' and stay in OUT; nothing of them is in this repository. Paragraphs,
 and sentences where both sides have as many, become pairs of their own. Pairs with placeholders
@@ -27,7 +36,7 @@ import json
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -54,21 +63,45 @@ def main() -> None:
     )
     p.add_argument("packages", type=Path, help="folder of the .deb and .tgz files")
     p.add_argument("out", type=Path, help="folder for the Parquet files")
+    p.add_argument(
+        "--languages-of",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="Parquet files; only their languages are taken",
+    )
     a = p.parse_args()
+    wanted = {
+        code.split("-")[0]
+        for file in a.languages_of
+        for code in pq.read_table(file, columns=["lang"])["lang"].unique().to_pylist()
+    }
     a.out.mkdir(parents=True, exist_ok=True)
-    for origin, (package, reader) in SOURCES.items():
-        files = sorted(a.packages.glob(package))
+    for origin, (pattern, reader) in SOURCES.items():
+        files = sorted(a.packages.glob(pattern))
         if not files:
-            p.error(f"{a.packages}: expected {package} for {origin}, found none")
-        rows = sorted({row for file in tqdm(files, desc=origin) for row in cleaned(reader(file))})
-        if not rows:
-            p.error(f"{files[0]}: expected translations, found none that can be read")
-        languages, texts, english = zip(*rows, strict=True)
-        table = pa.table(
-            {"lang": languages, "src": texts, "trg": english, "origin": [origin] * len(rows)}
-        )
-        pq.write_table(table, a.out / f"{origin}.parquet", compression="zstd")
-        print(f"{origin}: {len(rows)} pairs in {len(set(languages))} languages")
+            p.error(f"{a.packages}: expected {pattern} for {origin}, found none")
+        rows = (row for file in tqdm(files, desc=origin) for row in reader(file))
+        write(a.out, origin, rows, wanted)
+    archives = [a.packages / f"{name}.tar" for name in ("asp-source", "global-asp", "pb-source")]
+    for archive in archives:
+        if not archive.is_file():
+            p.error(f"{archive}: expected this file for stories, found none")
+    for origin, judging in (("stories", False), ("stories-judge", True)):
+        write(a.out, origin, stories(archives, judging=judging), wanted)
+
+
+def write(out: Path, origin: str, found: Rows, wanted: set[str]) -> None:
+    """OUT/ORIGIN.parquet, each pair once, of the languages that are wanted."""
+    rows = sorted({row for row in cleaned(found) if row[0].split("-")[0] in wanted})
+    if not rows:
+        raise SystemExit(f"{origin}: expected translations in its packages, found none")
+    languages, texts, english = zip(*rows, strict=True)
+    table = pa.table(
+        {"lang": languages, "src": texts, "trg": english, "origin": [origin] * len(rows)}
+    )
+    pq.write_table(table, out / f"{origin}.parquet", compression="zstd")
+    print(f"{origin}: {len(rows)} pairs in {len(set(languages))} languages")
 
 
 def cleaned(rows: Rows) -> Rows:
@@ -133,8 +166,8 @@ def members(package: Path, pattern: str) -> Iterator[tuple[PurePosixPath, bytes]
 def catalogues(package: Path) -> Rows:
     """Compiled gettext catalogues: `LANGUAGE/LC_MESSAGES/DOMAIN.mo`."""
     for path, content in members(package, "LC_MESSAGES/*.mo"):
-        if path.name in ("freeciv-nations.mo", "freeciv-ruledit.mo"):
-            continue  # names of peoples and rulers
+        if path.name in ("freeciv-nations.mo", "iso_639-3.mo", "iso_3166-2.mo"):
+            continue  # thousands of names of rulers, dialects and districts
         try:
             found: dict[Any, str] = gettext.GNUTranslations(io.BytesIO(content))._catalog  # type: ignore[attr-defined]
         except ValueError:
@@ -160,10 +193,10 @@ def stamps(package: Path) -> Rows:
 
 
 def json_folders(package: Path) -> Rows:
-    """Scratch: folders of `LANGUAGE.json`, each key to text."""
+    """Scratch and MediaWiki: folders of `LANGUAGE.json`, each key to text."""
     folders: dict[PurePosixPath, dict[str, dict[str, Any]]] = {}
     for path, content in members(package, "*/*.json"):
-        if {"www", "editor"} & set(path.parts):
+        if {"www", "editor", "i18n"} & set(path.parts):
             folders.setdefault(path.parent, {})[path.stem] = json.loads(content)
     for languages in folders.values():
         english = {k: message(v) for k, v in languages.pop("en", {}).items()}
@@ -171,6 +204,30 @@ def json_folders(package: Path) -> Rows:
             for key, value in texts.items():
                 if (text := message(value)) and (source := english.get(key)):
                     yield language, text, source
+
+
+def stories(archives: Sequence[Path], *, judging: bool) -> Rows:
+    """Pages of `LANGUAGE/NUMBER_TITLE.md`, which `##` divides; the last one says the licence.
+
+    global-asp translates asp-source and shares its numbers. judging: those whose number a
+    fourth divides, in all their languages, or the others.
+    """
+    pages: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for archive in archives:
+        shelf = "pb" if archive.stem == "pb-source" else "asp"
+        for path, content in members(archive, "*/*.md"):
+            number = path.name.partition("_")[0]
+            if not number.isdecimal() or (int(number) % 4 == 0) != judging:
+                continue
+            text = re.split(r"^##\s*$", content.decode(), flags=re.M)
+            if "[CC-BY]" in text[-1]:
+                pages.setdefault((shelf, number), {})[path.parts[-2]] = text[:-1]
+    for languages in pages.values():
+        english = languages.pop("en", [])
+        for language, texts in languages.items():
+            if len(texts) == len(english):
+                for text, source in zip(texts, english, strict=True):
+                    yield language, text.strip("# \n"), source.strip("# \n")
 
 
 def message(value: Any) -> str:
@@ -204,6 +261,12 @@ SOURCES = {
     "wesnoth": ("wesnoth-1.16-*.deb", catalogues),
     "widelands": ("widelands-data_*.deb", catalogues),
     "freeciv": ("freeciv-data_*.deb", catalogues),
+    "cdda": ("cataclysm-dda-data_*.deb", catalogues),
+    "freedroid": ("freedroidrpg-data_*.deb", catalogues),
+    "warzone": ("warzone2100-data_*.deb", catalogues),
+    "gbrainy": ("gbrainy_*.deb", catalogues),
+    "iso-codes": ("iso-codes_*.deb", catalogues),
+    "mediawiki": ("mediawiki_*.deb", json_folders),
     "tuxpaint": ("tuxpaint-stamps-default_*.deb", stamps),
     "scratch": ("scratch-l10n-*.tgz", json_folders),
     "osm": ("openstreetmap-id-tagging-schema-*.tgz", json_trees),

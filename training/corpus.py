@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from training.chance import number
+from training.chance import number, permutation
 from training.errors import DataError
 from training.recipe import Recipe
 from training.sources import Source, read_sources
@@ -88,7 +88,12 @@ def open_corpus(recipe: Recipe) -> Split:
             what = f"{source.name}: {reason}"
             dropped[what] = dropped.get(what, 0) + count
 
-    table = pa.concat_tables([s.table for s in sources]).combine_chunks()
+    tables = [s.table for s in sources]
+    if recipe.most_per_source:
+        tables = [_capped(t, recipe.most_per_source, recipe.seed) for t in tables]
+        left_out = sum(len(s.table) for s in sources) - sum(len(t) for t in tables)
+        dropped[f"more than {recipe.most_per_source} of a language in a source"] = left_out
+    table = pa.concat_tables(tables).combine_chunks()
     banned = pa.concat_arrays([_bare(a) for a in _forbidden(recipe, judges)] or [_bare(_none())])
     held_out = {s.name: Corpus.of(s.table) for s in judges if len(s.table)}
     if len(banned):
@@ -150,6 +155,16 @@ def _without(table: pa.Table, banned: pa.LargeStringArray) -> pa.Table:
         # A text of symbols only is bare of everything, and equal to all others of its kind.
         hit |= found & (pc.utf8_length(bare).to_numpy(zero_copy_only=False) > 0)
     return table.filter(pa.array(~hit))
+
+
+def _capped(table: pa.Table, most: int, seed: int) -> pa.Table:
+    """At most so many rows of each language, in the order they had."""
+    languages = Corpus.of(table).languages
+    order = permutation(len(table), seed, number("most per source"))
+    order = order[np.argsort(languages[order], kind="stable")]  # by language, shuffled within
+    counts = np.bincount(languages)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return table.take(pa.array(np.sort(order[place < most])))
 
 
 def _chosen_sentences(texts: pa.ChunkedArray, seed: int, fraction: float) -> NDArray[np.bool_]:

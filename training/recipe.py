@@ -77,6 +77,9 @@ class Recipe:
     `data`. Pairs with one of these sentences, but for case and punctuation, are dropped."""
     columns: tuple[str, str, str] = ("src", "trg", "lang")
     """Names of the columns: text, its English translation, language tag of the text."""
+    most_per_source: int = 0
+    """At most so many pairs of one language from one source, drawn with the seed. 0: all. So a
+    large source does not drown the others, and a language does not speak of one subject only."""
     language_temperature: float = 1.0
     """A language with n pairs is drawn in proportion to n ** (1 / temperature). 1: as they come;
     higher: small languages more often, and so repeated more."""
@@ -133,6 +136,9 @@ class Recipe:
         for name in [*at_least_one.split(), "save_every", "validate_every"]:
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("most_per_source", "centre_texts"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "temperature", "clip", "language_temperature"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"{name} must be positive, got {getattr(self, name)}")

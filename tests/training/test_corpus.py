@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -56,6 +57,23 @@ def test_decontamination_ignores_case_and_punctuation(data, tmp_path):
     assert len(opened(data, f"decontaminate={pairs}").train) == 400 - 2 - 1
     with pytest.raises(DataError, match="expected a file of sentences"):
         opened(data, "decontaminate=missing.txt")
+
+
+def test_no_source_drowns_the_others(data, tmp_path):
+    rows = [(f"lause {i}", f"phrase {i}", "fi") for i in range(30)]
+    rows += [(f"wort {i}", f"word {i}", "de") for i in range(500)]
+    large = write(tmp_path / "large.parquet", rows)
+    split = opened(f"{data},{large}", "most_per_source=40")
+    counts = dict(zip(split.train.names, np.bincount(split.train.languages), strict=True))
+    assert counts == {"de": 40 + 40, "nl": 40, "fi": 30}
+    assert split.dropped == {"more than 40 of a language in a source": 2 * 160 + 460}
+    texts = split.train.sources.to_pylist()
+    assert texts == opened(f"{data},{large}", "most_per_source=40").train.sources.to_pylist()
+    assert (
+        texts != opened(f"{data},{large}", "most_per_source=40", "seed=2").train.sources.to_pylist()
+    )
+    words = [int(t.split()[1]) for t in texts if t.startswith("wort")]
+    assert words == sorted(words) and max(words) > 40  # from the whole of it, in its order
 
 
 def test_symbols_alone_are_not_all_the_same(tmp_path):
