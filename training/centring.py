@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from mexma.text import TextTokenizer
 from training.checkpoint import Checkpoint
+from training.encoder import Layer
 from training.errors import RecipeError
 from training.validation import pooled_vectors
 
@@ -35,7 +37,8 @@ def centred(start: Checkpoint, tokenizer: TextTokenizer, texts: Sequence[str]) -
     known = vectors[vectors.any(1)]
     if not len(known):
         raise RecipeError("centring needs a text with a token that the tokenizer knows; none has")
-    norm = encoder.layers[-1].output_norm
+    last = encoder.layers[-1]
+    assert isinstance(last, Layer)  # noqa: S101  for the type checker
     with torch.no_grad():
-        norm.bias -= torch.from_numpy(known.astype("float64").mean(0)).to(norm.bias)
+        last.output_norm.bias.sub_(torch.from_numpy(known.mean(0, dtype=np.float64)).float())
     return replace(start, encoder=encoder)

@@ -39,34 +39,36 @@ def paper_base() -> Recipe:
 
 
 def small() -> Recipe:
-    """From multilingual-e5-small (118M), which is aligned already, on a machine without GPU.
+    """What trains the default model: multilingual-e5-small (118M), on a machine without GPU.
 
-    The token table (96M of the 118M) stays frozen, the head has 2 layers, and unmasking scores
-    against a sampled vocabulary; the full objective otherwise. A gentle learning rate: at 5e-5
-    the published losses alone pushed the languages of this backbone apart.
+    In-batch contrastive alone: cross-unmasking found no more held-out pairs for the same pairs,
+    at four times their cost (`benchmarks/objectives.py`). The mean is taken out of the vectors
+    first, the token table (96M of the 118M) stays as it is, and no source gives more than 2,500
+    pairs of a language.
     """
     return Recipe(
         name="small",
         backbone="intfloat/multilingual-e5-small",
         pooling="mean",
-        max_tokens=128,
+        max_tokens=48,
         dropout=0.0,
         train_embeddings=False,
-        head_layers=2,
-        head_heads=6,
-        head_width=1536,
-        sampled_vocabulary=4096,
-        unmasking=0.1,
+        centre_texts=4000,
+        unmasking=0.0,
         alignment=0.0,
         koleo=0.0,
         contrastive=1.0,
-        batch_pairs=64,
+        temperature=0.03,
+        batch_pairs=256,
         accumulate=1,
-        epochs=1,
-        learning_rate=2e-5,
-        warm_up=0.1,
-        hold_out_fraction=0.01,
-        language_temperature=2.0,
+        pairs=192_000,
+        learning_rate=1e-4,
+        warm_up=0.05,
+        hold_out_fraction=0.004,
+        most_per_source=2500,
+        save_every=75,
+        validate_every=150,
+        validation_pairs=1000,
     )
 
 
@@ -135,11 +137,31 @@ def mexma_small() -> Recipe:
 
 
 def _control(name: str, **changes: object) -> Recipe:
-    """`small` with the published losses and weights, changed in what the control is about."""
-    published: dict[str, object] = {
-        "unmasking": 1.0, "alignment": 1.0, "koleo": 0.01, "contrastive": 0.0,
-    }  # fmt: skip
-    return replace(small(), name=name, **(published | changes))  # type: ignore[arg-type]
+    """The published losses and weights on the small backbone, changed in what the control is about.
+
+    The head has 2 layers and unmasking scores against a sampled vocabulary, for a CPU's sake; the
+    learning rate is gentle: at 5e-5 the published losses pushed this backbone's languages apart.
+    """
+    base = Recipe(
+        name=name,
+        backbone="intfloat/multilingual-e5-small",
+        pooling="mean",
+        max_tokens=128,
+        dropout=0.0,
+        train_embeddings=False,
+        head_layers=2,
+        head_heads=6,
+        head_width=1536,
+        sampled_vocabulary=4096,
+        batch_pairs=64,
+        accumulate=1,
+        epochs=1,
+        learning_rate=2e-5,
+        warm_up=0.1,
+        hold_out_fraction=0.01,
+        language_temperature=2.0,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
