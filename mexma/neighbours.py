@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 Float = NDArray[np.float32]
 Index = NDArray[np.int64]
 
+LEAST_MEAN = np.float32(0.05)
+
 
 def nearest(queries: Float, targets: Float, k: int, *, tile: int = 4096) -> tuple[Float, Index]:
     """The `k` targets with the highest inner product for each query.
@@ -43,9 +45,10 @@ def margin(cosine: Float, mean_of_query: Float, mean_of_target: Float) -> Float:
 
     cosine divided by the mean of the two sides' average cosine to their own k nearest
     neighbours: a target that is near to everything (a hub) loses. The arguments broadcast;
-    the result has their common shape, float32. Undefined for a zero denominator, for
-    which 0 is returned.
+    the result has their common shape, float32. Where that mean is below `LEAST_MEAN` it counts
+    as that: unrelated vectors of a centred encoder have cosines around 0, and dividing by
+    nearly nothing, or by less, would turn the order around.
     """
-    denominator = (mean_of_query + mean_of_target) / 2
-    out = np.zeros(np.broadcast_shapes(cosine.shape, denominator.shape), np.float32)
-    return np.divide(cosine, denominator, out=out, where=np.abs(denominator) > 1e-12)
+    around = np.maximum((mean_of_query + mean_of_target) / 2, LEAST_MEAN)
+    found: Float = np.divide(cosine, around, dtype=np.float32)
+    return found

@@ -93,8 +93,8 @@ class Query:
     query's cosines to its 4 nearest documents under the same filters, and that of the
     document's cosines to its 4 nearest other documents in the whole collection. Where fewer
     exist the average is over those; a document alone in its collection has none, and takes
-    the query's. Only the best max(10 k, 100) by cosine (per language with `per_language`)
-    are ranked by margin, unless `exact`.
+    the query's; what is divided by is at least 0.05. Only the best max(10 k, 100) by cosine
+    (per language with `per_language`) are ranked by margin, unless `exact`.
     score_threshold: lowest `score` to return, in the units of `score`.
     exact: leave nothing out for speed: no approximate index, and a margin for every document.
     """

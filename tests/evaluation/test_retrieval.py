@@ -19,7 +19,7 @@ from tests.evaluation.spaces import two_sides, unit
 
 
 def margins_by_loops(x, y, k):
-    """Equation 3 of arXiv 1811.01136, read aloud."""
+    """Equation 3 of arXiv 1811.01136, read aloud; what is divided by is at least 0.05."""
     cosine = [[float(np.dot(a, b)) for b in y] for a in x]
     k_x, k_y = min(k, len(y)), min(k, len(x))
     of_x = [sum(sorted(row, reverse=True)[:k_x]) / (2 * k_x) for row in cosine]
@@ -27,7 +27,9 @@ def margins_by_loops(x, y, k):
         sum(sorted((cosine[i][j] for i in range(len(x))), reverse=True)[:k_y]) / (2 * k_y)
         for j in range(len(y))
     ]
-    return [[cosine[i][j] / (of_x[i] + of_y[j]) for j in range(len(y))] for i in range(len(x))]
+    return [
+        [cosine[i][j] / max(of_x[i] + of_y[j], 0.05) for j in range(len(y))] for i in range(len(x))
+    ]
 
 
 @pytest.mark.parametrize("tile", [1, 5, 2048])

@@ -33,6 +33,11 @@ def test_margin_follows_its_equation():
     cosine = np.array([[0.8, 0.6]], np.float32)
     result = margin(cosine, np.array([[0.5]], np.float32), np.array([[0.7, 0.3]], np.float32))
     np.testing.assert_allclose(result, [[0.8 / 0.6, 0.6 / 0.4]], rtol=1e-6)
-    assert margin(cosine, np.zeros((1, 1), np.float32), np.zeros((1, 2), np.float32)).tolist() == [
-        [0, 0]
-    ]
+
+
+def test_margin_keeps_the_order_of_cosines_where_nothing_is_near():
+    cosine = np.array([[0.3, 0.1, -0.1, -0.2]], np.float32)
+    for mean in (0.02, 0.0, -0.1):
+        around = np.full((1, 1), mean, np.float32), np.full((1, 4), mean, np.float32)
+        scores = margin(cosine, *around)
+        np.testing.assert_allclose(scores, cosine / 0.05, rtol=1e-6)

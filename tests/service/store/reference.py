@@ -142,7 +142,7 @@ class ReferenceStore:
         others = [cosine(kept.units[id], kept.units[o]) for o in kept.documents if o != id]
         around = mean(sorted(others, reverse=True)[:4])
         below = (around_query + (around_query if around is None else around)) / 2
-        return value / below if abs(below) > 1e-12 else 0.0
+        return value / max(below, 0.05)
 
     def close(self):
         self._kept = {}
