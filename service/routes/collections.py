@@ -7,9 +7,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from service.collection_schemas import CollectionDescription, CollectionList, CollectionName
 from service.http_errors import documented
 from service.json_body import JsonRoute
-from service.schemas import CollectionDescription, CollectionList, CollectionName
 from service.state import State
 from service.store.protocol import CollectionInfo
 

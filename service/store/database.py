@@ -4,7 +4,8 @@
     Database.open(path)              an existing one, or StoreCorrupt naming it
     database.transaction()           one writer: all of it is durable on return, or none of it happened
     database.rows(rids) / row(id)    readers, not held up by the writer (WAL)
-    database.scan()                  all vectors, every row checked against its checksum
+    database.vectors(rids)           of rows, as they were given
+    database.scan()                  all there is to search by, every row checked against its checksum
 
 A row is never changed: an update deletes it and inserts another under a rid that was never used
 before. So a rid means one text and one vector for ever, whoever remembers it, and rids are also
@@ -75,6 +76,15 @@ class Row(NamedTuple):
 
     def document(self) -> Document:
         return Document(self.id, self.text, self.lang, json.loads(self.metadata))
+
+
+class Scanned(NamedTuple):
+    """Some rows: rids int64 `[n]`, language tags, vectors float32 `[n, dim]`, metadata."""
+
+    rids: Index
+    tags: list[str]
+    vectors: Vectors
+    metadata: list[dict[str, Any]]
 
 
 def checksum(id: str, lang: str, text: str, metadata: str, vector: bytes) -> int:
@@ -219,8 +229,18 @@ class Database:
             found = connection.execute(f"{SELECT_ROW} WHERE id = ?", [id]).fetchone()
         return Row(*found) if found else None
 
-    def scan(self) -> Iterator[tuple[Index, list[str], Vectors]]:
-        """All rows by rid, in parts: rids int64 `[n]`, tags, vectors float32 `[n, dim]`.
+    def vectors(self, rids: Sequence[int]) -> dict[int, Vectors]:
+        """The vectors, float32 `[dim]` each, of those of the rows that exist."""
+        found: dict[int, Vectors] = {}
+        with translated(self.path), self._reading() as connection:
+            for rid in rids:
+                row = connection.execute("SELECT vector FROM documents WHERE rid = ?", [rid])
+                for (blob,) in row:
+                    found[rid] = np.frombuffer(blob, "<f4").astype(np.float32, copy=False)
+        return found
+
+    def scan(self) -> Iterator[Scanned]:
+        """All rows by rid, in parts.
 
         Raises StoreCorrupt at the first row that does not verify.
         """
@@ -236,10 +256,11 @@ class Database:
                             f"{self.path} holds row {rid} whose content does not match its checksum"
                         )
                 vectors = np.frombuffer(b"".join(row[5] for row in rows), "<f4")
-                yield (
+                yield Scanned(
                     np.array([row[0] for row in rows], np.int64),
                     [row[2] for row in rows],
                     vectors.astype(np.float32, copy=False).reshape(len(rows), -1),
+                    [json.loads(row[4]) for row in rows],
                 )
 
     @contextmanager

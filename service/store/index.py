@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from service.store.columns import Columns
+from service.store.filters import Filter
 from service.store.protocol import NEIGHBOURHOOD, Vectors, primary
 from service.store.threads import ThreadBudget
 
@@ -40,11 +42,20 @@ SCAN_QUERIES = 64
 """Queries in one scan: FAISS gains nothing from more, and other searches' threads wait for it."""
 
 
+class Found(NamedTuple):
+    """positions: int64 `[m]`. cosines: float32 `[m]`, best first. compared: rows looked at."""
+
+    positions: Index
+    cosines: Vectors
+    compared: int
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """blocks: float32 `[BLOCK_ROWS, dim]` each, rows of length 1. rids: int64 `[count]`, ascending.
 
-    codes: int32 `[count]`, places in `tags`. alive: bool `[count]`.
+    codes: int32 `[count]`, places in `tags`. alive: bool `[count]`. counts: int64 `[len(tags)]`,
+    rows alive of each tag. columns: the rows' metadata.
     """
 
     dim: int
@@ -54,48 +65,64 @@ class Snapshot:
     codes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     alive: Mask = field(default_factory=lambda: np.empty(0, np.bool_))
     tags: tuple[str, ...] = ()
+    counts: Index = field(default_factory=lambda: np.empty(0, np.int64))
+    columns: Columns = field(default_factory=Columns)
     _neighbourhoods: dict[int, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return int(self.alive.sum())
+        return int(self.counts.sum())
 
     def languages(self) -> dict[str, int]:
         """Stored tag -> documents alive, by tag."""
-        counts = np.bincount(self.codes[self.alive], minlength=len(self.tags))
-        return {t: int(n) for t, n in sorted(zip(self.tags, counts, strict=True)) if n}
+        return {t: int(n) for t, n in sorted(zip(self.tags, self.counts, strict=True)) if n}
 
-    def where(self, wanted: Callable[[str], bool]) -> Mask:
-        """Bool `[count]`: alive rows whose tag is wanted."""
+    def where(self, wanted: Callable[[str], bool], condition: Filter | None = None) -> Mask:
+        """Bool `[count]`: alive rows whose tag is wanted and whose metadata meets the condition."""
         chosen = np.array([wanted(tag) for tag in self.tags], np.bool_)
-        return self.alive & chosen[self.codes] if len(self.tags) else self.alive
+        mask = self.alive if chosen.all() else self.alive & chosen[self.codes]
+        return mask if condition is None else mask & self.columns.where(condition, len(mask))
 
     def primaries(self, mask: Mask) -> list[str]:
         """The primary subtags among the rows of `mask`, sorted."""
         present = np.unique(self.codes[mask])
         return sorted({primary(self.tags[code]) for code in present})
 
-    def changed(self, dead: Index, rids: Index, tags: Sequence[str], vectors: Vectors) -> Snapshot:
+    def changed(
+        self,
+        dead: Index,
+        rids: Index,
+        tags: Sequence[str],
+        vectors: Vectors,
+        metadata: Sequence[dict[str, Any]],
+    ) -> Snapshot:
         """The next state: without the rows of rid `dead`, and with new rows at the end.
 
         rids: int64 `[n]`, ascending and above all there are. vectors: float32 `[n, dim]` of
         length 1. Only the newest state may be changed, by one thread; a state that was made
         and not used leaves no trace.
         """
-        alive = self.alive.copy()
-        alive[np.searchsorted(self.rids, dead)] = False
-        n_dead = len(alive) - int(alive.sum())
+        alive, gone = self.alive.copy(), np.searchsorted(self.rids, dead)
+        alive[gone] = False
+        n_dead = len(alive) - int(np.count_nonzero(alive))
         if n_dead > COMPACT_ABOVE_DEAD and 2 * n_dead > len(alive):
-            return self._compacted(alive).changed(np.empty(0, np.int64), rids, tags, vectors)
+            kept = self._compacted(alive)
+            return kept.changed(np.empty(0, np.int64), rids, tags, vectors, metadata)
         codes = {tag: code for code, tag in enumerate(self.tags)}
         new_codes = np.array([codes.setdefault(tag, len(codes)) for tag in tags], np.int32)
+        counts = np.bincount(new_codes, minlength=len(codes))
+        counts[: len(self.tags)] += self.counts
+        counts -= np.bincount(self.codes[gone], minlength=len(codes))
+        self.columns.append(len(self.rids), metadata)
         return Snapshot(
             self.dim,
             self.threads,
             self._appended(vectors),
-            np.concatenate([self.rids, rids]),
-            np.concatenate([self.codes, new_codes]),
+            _grown(self.rids, rids),
+            _grown(self.codes, new_codes),
             np.concatenate([alive, np.ones(len(rids), np.bool_)]),
             tuple(codes),
+            counts,
+            self.columns,
         )
 
     def _appended(self, vectors: Vectors) -> tuple[Vectors, ...]:
@@ -111,12 +138,25 @@ class Snapshot:
         return tuple(blocks)
 
     def _compacted(self, alive: Mask) -> Snapshot:
-        state = Snapshot(self.dim, self.threads, tags=self.tags)
-        kept = np.flatnonzero(alive)
+        """The rows that are `alive`, moved together into blocks of their own."""
+        state = Snapshot(self.dim, self.threads)
+        kept, blocks = np.flatnonzero(alive), state.blocks
         for part in np.split(kept, range(BLOCK_ROWS, len(kept), BLOCK_ROWS)):
-            tags = [self.tags[code] for code in self.codes[part]]
-            state = state.changed(np.empty(0, np.int64), self.rids[part], tags, self.vectors(part))
-        return state
+            block = np.empty((BLOCK_ROWS, self.dim), np.float32)
+            block[: len(part)] = self.vectors(part)
+            blocks = (*blocks, block)
+        codes = self.codes[kept]
+        return Snapshot(
+            self.dim,
+            self.threads,
+            blocks,
+            self.rids[kept],
+            codes,
+            np.ones(len(kept), np.bool_),
+            self.tags,
+            np.bincount(codes, minlength=len(self.tags)),
+            self.columns.compacted(alive),
+        )
 
     def vectors(self, positions: Index) -> Vectors:
         """float32 `[len(positions), dim]`, copied."""
@@ -127,17 +167,18 @@ class Snapshot:
             out[here] = self.blocks[b][row[here]]
         return out
 
-    def nearest(self, queries: Vectors, k: int, mask: Mask) -> list[tuple[Index, Vectors]]:
+    def nearest(self, queries: Vectors, k: int, mask: Mask) -> list[Found]:
         """For each query the k rows of `mask` with the highest cosine; equal ones by position.
 
-        queries: float32 `[n, dim]` of length 1. Returns n times (positions int64 `[m]`, cosines
-        float32 `[m]`), best first, with m = min(k, rows in the mask).
+        queries: float32 `[n, dim]` of length 1. Returns n times what was found, k rows or all
+        of the mask.
         """
         parts = (queries[n : n + SCAN_QUERIES] for n in range(0, len(queries), SCAN_QUERIES))
-        return [found for part in parts for found in self._nearest(part, k, mask)]
+        compared = int(np.count_nonzero(mask))
+        return [Found(*found, compared) for part in parts for found in self._nearest(part, k, mask)]
 
     def _nearest(self, queries: Vectors, k: int, mask: Mask) -> list[tuple[Index, Vectors]]:
-        available = int(mask.sum())
+        available = int(np.count_nonzero(mask))
         k = min(k, available)
         results: list[tuple[Index, Vectors]] = [(np.empty(0, np.int64), np.empty(0, np.float32))]
         results *= len(queries)
@@ -213,9 +254,22 @@ class Snapshot:
         known = self._neighbourhoods
         missing = np.array([p for p in np.unique(positions) if p not in known], np.int64)
         found = self.nearest(self.vectors(missing), NEIGHBOURHOOD + 1, self.alive)
-        for position, (others, cosines) in zip(missing, found, strict=True):
+        for position, (others, cosines, _) in zip(missing, found, strict=True):
             # With many exact duplicates a row may not be among its own nearest: then the first
             # four are as near as itself, and the fifth is what is one too many.
             around = cosines[others != position][:NEIGHBOURHOOD]
             known[int(position)] = float(around.mean()) if len(around) else float("nan")
         return np.array([known[int(p)] for p in positions], np.float32)
+
+
+def _grown(old: Any, new: Any) -> Any:
+    """`old` with `new` behind it, in the memory behind `old` where there is room.
+
+    What lies there belongs to no state that is in use: only the newest one is changed.
+    """
+    base, total = (old if old.base is None else old.base), len(old) + len(new)
+    if total > len(base):
+        base = np.empty(max(1024, total + total // 2), old.dtype)
+        base[: len(old)] = old
+    base[len(old) : total] = new
+    return base[:total]

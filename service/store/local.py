@@ -38,7 +38,18 @@ from mexma.errors import (
 from service.store.admission import NAME, check_dim, check_name
 from service.store.collection import DATABASE, Collection
 from service.store.database import Database, Header
-from service.store.protocol import CollectionInfo, Document, Hits, Ids, Outcomes, Query, Vectors
+from service.store.protocol import (
+    CollectionInfo,
+    Document,
+    Explanations,
+    Hits,
+    Ids,
+    Outcomes,
+    Page,
+    Query,
+    Selection,
+    Vectors,
+)
 from service.store.threads import ThreadBudget
 
 NEW, GONE = ".new-", ".gone-"
@@ -161,8 +172,25 @@ class LocalStore:
     def delete(self, name: str, ids: Sequence[str]) -> Ids:
         return self._collection(name).delete(ids)
 
+    def delete_where(self, name: str, selection: Selection) -> int:
+        return self._collection(name).delete_where(selection)
+
     def get(self, name: str, id: str) -> Document:
         return self._collection(name).get(id)
+
+    def count(self, name: str, selection: Selection) -> int:
+        return self._collection(name).count(selection)
+
+    def scroll(
+        self,
+        name: str,
+        selection: Selection,
+        limit: int,
+        cursor: str | None = None,
+        *,
+        vectors: bool = False,
+    ) -> Page:
+        return self._collection(name).scroll(selection, limit, cursor, vectors=vectors)
 
     def search(
         self,
@@ -173,6 +201,16 @@ class LocalStore:
         query_languages: Sequence[str | None] | None = None,
     ) -> Hits:
         return self._collection(name).search(vectors, query, fingerprint, query_languages)
+
+    def explain(
+        self,
+        name: str,
+        vectors: Vectors,
+        query: Query,
+        fingerprint: str,
+        query_languages: Sequence[str | None] | None = None,
+    ) -> Explanations:
+        return self._collection(name).explain(vectors, query, fingerprint, query_languages)
 
     def close(self) -> None:
         with self._changing:
