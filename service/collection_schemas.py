@@ -40,8 +40,12 @@ class CollectionDescription(BaseModel):
     fingerprint: str = Field(description="Of the encoder that all its vectors come from.")
     count: int
     languages: dict[str, int]
-    index_state: str
+    index_state: Literal["exact", "building", "approximate", "corrupt"] = Field(
+        description="`building`: exact for as long as an index is being made."
+    )
     created_at: str
+    recall: float | None = Field(description="Of the exact answer, what searches found lately.")
+    hubness: float | None = Field(description="0 without documents that are near to everything.")
 
 
 class CollectionList(BaseModel):

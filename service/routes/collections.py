@@ -63,4 +63,6 @@ def _describe(info: CollectionInfo) -> CollectionDescription:
         languages=info.languages,
         index_state=info.index_state,
         created_at=info.created_at,
+        recall=info.recall,
+        hubness=info.hubness,
     )

@@ -11,16 +11,23 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from mexma.errors import CollectionNotFound, DocumentNotFound, InputError, StoreCorrupt
 from service.store.admission import check_document, check_fingerprint, unit_vectors
+from service.store.approximate import Approximate
+from service.store.caretaker import Caretaker
 from service.store.cursors import Cursors
 from service.store.database import Database, Row, Transaction
+from service.store.gauges import RecallGauge
+from service.store.generations import Generations
 from service.store.index import Index, Snapshot
+from service.store.keeper import Keeper
+from service.store.memory import MemoryBudget
 from service.store.protocol import (
     CollectionInfo,
     Document,
@@ -36,6 +43,7 @@ from service.store.protocol import (
     Vectors,
 )
 from service.store.ranking import Ranking, rank, selected
+from service.store.steps import reached
 from service.store.threads import ThreadBudget
 
 DATABASE = "documents.sqlite"
@@ -44,24 +52,45 @@ FREE_TRIES = 3
 T = TypeVar("T")
 
 
+class Means(NamedTuple):
+    """What the collections of one store share. recall_check_every: see RecallGauge."""
+
+    threads: ThreadBudget
+    memory: MemoryBudget
+    keeper: Keeper
+    recall_check_every: int
+
+
 class Collection:
     """An open collection directory. Thread-safe; raises CollectionNotFound once closed."""
 
-    def __init__(self, directory: Path, threads: ThreadBudget):
-        """Open `directory` and build the index from its rows.
+    def __init__(self, directory: Path, means: Means):
+        """Open `directory` and read its rows; searches are exact until there is an index.
 
         Raises StoreCorrupt where the database or any row does not verify.
         """
         self.directory = directory
         self._cursors = Cursors(directory.name)
+        self._keeper = means.keeper
         self._database = Database.open(directory / DATABASE)
         self._writing = threading.Lock()
         self._closed = False
         try:
-            self._snapshot = self._built(threads)
+            self._snapshot = self._built(means.threads)
         except BaseException:
             self._database.close()
             raise
+        header = self._database.header
+        self._recall = RecallGauge(means.recall_check_every)
+        self._caretaker = Caretaker(
+            Generations(directory, header.dim, header.fingerprint),
+            means.memory,
+            current=lambda: self._snapshot,
+            publish=self._attach,
+            last_rid=self._database.last_rid,
+            stopped=lambda: self._closed or self._keeper.stopping,
+        )
+        self._wake()
 
     def _built(self, threads: ThreadBudget) -> Snapshot:
         header = self._database.header
@@ -86,9 +115,26 @@ class Collection:
             fingerprint=header.fingerprint,
             count=len(snapshot),
             languages=snapshot.languages(),
-            index_state="exact",
+            index_state=self._caretaker.state(),
             created_at=header.created_at,
+            recall=self._recall.recall,
+            hubness=self._caretaker.hubness,
         )
+
+    def _attach(self, index: Approximate) -> None:
+        """Let searches ask this index, from the newest state on."""
+        with self._writing:
+            self._snapshot = self._snapshot.attaching(index)
+
+    def _publish(self, changed: Snapshot) -> None:
+        """Let readers see what has been committed."""
+        self._snapshot = changed
+        reached("write: published")
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._caretaker.is_due():
+            self._keeper.wake(("tend", self.directory), self._caretaker.tend)
 
     def upsert(self, documents: Sequence[Document], vectors: Vectors, fingerprint: str) -> Outcomes:
         header = self._database.header
@@ -118,7 +164,7 @@ class Collection:
                     # As they will be read at the next start: tuples are lists, keys are text.
                     [json.loads(metadata[i]) for i in kept],
                 )
-            self._snapshot = changed
+            self._publish(changed)
         seen = set(existing)
         outcomes: Outcomes = []
         for document in documents:
@@ -133,7 +179,7 @@ class Collection:
             with self._database.transaction() as transaction:
                 existing = transaction.rids(unique)
                 changed = self._without(transaction, np.array(sorted(existing.values()), np.int64))
-            self._snapshot = changed
+            self._publish(changed)
         return [id for id in unique if id in existing]
 
     def delete_where(self, selection: Selection) -> int:
@@ -142,7 +188,7 @@ class Collection:
             dead = self._snapshot.rids[selected(self._snapshot, selection)]
             with self._database.transaction() as transaction:
                 changed = self._without(transaction, dead)
-            self._snapshot = changed
+            self._publish(changed)
         return len(dead)
 
     def _without(self, transaction: Transaction, dead: Index) -> Snapshot:
@@ -205,7 +251,9 @@ class Collection:
         header = self._database.header
         check_fingerprint(header.name, header.fingerprint, fingerprint)
         units = unit_vectors(vectors, None, header.dim)
-        languages = [None] * len(units) if query_languages is None else list(query_languages)
+        languages: list[str | None] = [None] * len(units)
+        if query_languages is not None:
+            languages = list(query_languages)
         if len(languages) != len(units):
             raise InputError(f"expected {len(units)} query languages, got {len(languages)}")
 
@@ -216,9 +264,32 @@ class Collection:
             rows = self._read(lambda: self._database.rows(wanted))
             if len(rows) < len(wanted):
                 return None
+            self._sample(snapshot, rankings[:1], units[:1], query, languages[:1])
             return [_explained(ranking, rows, len(snapshot)) for ranking in rankings]
 
         return self._until_whole(found)
+
+    def _sample(
+        self,
+        snapshot: Snapshot,
+        rankings: list[Ranking],
+        units: Vectors,
+        query: Query,
+        languages: list[str | None],
+    ) -> None:
+        """Have one search in so many compared with an exact one, when nobody waits for it."""
+        if not any(ranking.path == "approximate" for ranking in rankings):
+            return
+        if query.score == "cosine" and self._recall.is_due():
+            found = [hit.rid for hit in rankings[0].hits]
+            precise = replace(query, exact=True, mutual=False)
+
+            def exactly() -> list[int]:
+                return [hit.rid for hit in rank(snapshot, units, precise, languages)[0].hits]
+
+            self._keeper.wake(
+                ("recall", self.directory), lambda: self._recall.check(found, exactly)
+            )
 
     def _until_whole(self, read: Callable[[], T | None]) -> T:
         """The first result that is whole: None is one whose rows were deleted meanwhile."""
@@ -262,6 +333,7 @@ class Collection:
                 self._closed = False
                 raise
             self._database.close()
+            self._caretaker.forget()
 
 
 def _is_unicode(id: str) -> bool:

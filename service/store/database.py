@@ -32,6 +32,7 @@ import numpy as np
 from mexma.errors import StoreCorrupt, StoreError
 from service.store.index import Index
 from service.store.protocol import Document, Vectors
+from service.store.steps import reached
 
 APPLICATION_ID = 0x4D58_4D41  # "MXMA", in the file's header: what kind of SQLite file this is
 SCHEMA_VERSION = 1
@@ -127,15 +128,13 @@ class Transaction:
 
     def delete(self, rids: Sequence[int]) -> None:
         self._connection.executemany("DELETE FROM documents WHERE rid = ?", [(r,) for r in rids])
+        reached("write: rows deleted")
 
     def insert(
         self, documents: Sequence[Document], metadata: Sequence[str], vectors: Vectors
     ) -> Index:
         """Add rows for ids that do not exist. Returns their rids, int64 `[n]`, ascending."""
-        last = self._connection.execute(
-            "SELECT seq FROM sqlite_sequence WHERE name = 'documents'"
-        ).fetchone()
-        first = (last[0] if last else 0) + 1
+        first = _last_rid(self._connection) + 1
         rids = np.arange(first, first + len(documents), dtype=np.int64)
         blobs = [vector.astype("<f4", copy=False).tobytes() for vector in vectors]
         self._connection.executemany(
@@ -146,6 +145,7 @@ class Transaction:
                 for rid, d, m, b in zip(rids.tolist(), documents, metadata, blobs, strict=True)
             ],
         )
+        reached("write: rows inserted")
         return rids
 
 
@@ -200,8 +200,10 @@ class Database:
         with translated(self.path):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
+                reached("write: begun")
                 yield Transaction(self._writer)
                 self._writer.execute("COMMIT")
+                reached("write: committed")
             except BaseException:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
@@ -238,6 +240,11 @@ class Database:
                 for (blob,) in row:
                     found[rid] = np.frombuffer(blob, "<f4").astype(np.float32, copy=False)
         return found
+
+    def last_rid(self) -> int:
+        """The highest rid that was ever given, 0 before the first."""
+        with translated(self.path), self._reading() as connection:
+            return _last_rid(connection)
 
     def scan(self) -> Iterator[Scanned]:
         """All rows by rid, in parts.
@@ -309,6 +316,11 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _last_rid(connection: sqlite3.Connection) -> int:
+    last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'documents'").fetchone()
+    return int(last[0]) if last else 0
 
 
 def _read_header(path: Path, connection: sqlite3.Connection) -> Header:

@@ -1,32 +1,32 @@
-"""The derived half of a collection: vectors in memory, searched exactly with FAISS.
+"""The derived half of a collection: vectors, languages and metadata in memory, as of one moment.
 
-    Snapshot    one immutable state: rows, their languages, which are alive. Searching it needs
-                no lock. `changed` makes the next state and shares the rows already there.
+    Snapshot    one immutable state: rows, their languages, which are alive. Reading it needs no
+                lock. `changed` makes the next state and shares the rows already there.
 
-Refuses to know: SQLite, texts, ids of callers, margins. Rows are named by position; positions
-ascend with rid, the number the database gives to each written row and never again.
+Refuses to know: SQLite, texts, ids of callers, how neighbours are found (nearest.py). Rows are
+named by position; positions ascend with rid, the number the database gives to each written row and
+never again.
 
 Rows lie in blocks of fixed size that are only ever appended to, beyond what any snapshot in use
 can see; a delete is a bit in `alive`. So a reader is never disturbed, nothing is copied as a
 collection grows, and FAISS (which forbids adding to an index while it is searched) scans blocks
-that do not move. An approximate index is later one more kind of source for candidates: whatever
-proposes them, `nearest` decides by cosines computed one way, so results do not depend on batch
-size, block, or index.
+that do not move.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from service.store.approximate import Approximate, sketch
 from service.store.columns import Columns
 from service.store.filters import Filter
-from service.store.protocol import NEIGHBOURHOOD, Vectors, primary
+from service.store.protocol import Vectors, primary
+from service.store.steps import reached
 from service.store.threads import ThreadBudget
 
 Index = NDArray[np.int64]
@@ -35,19 +35,17 @@ Mask = NDArray[np.bool_]
 BLOCK_ROWS = 16_384
 COMPACT_ABOVE_DEAD = 4_096
 """Dead rows below this are never worth a copy; above it, compaction starts when half are dead."""
-SLACK = 8
-"""Candidates fetched beyond k, so that near-ties at the border rarely need a second scan."""
-GATHER_ROWS = 4_096
-SCAN_QUERIES = 64
-"""Queries in one scan: FAISS gains nothing from more, and other searches' threads wait for it."""
 
 
-class Found(NamedTuple):
-    """positions: int64 `[m]`. cosines: float32 `[m]`, best first. compared: rows looked at."""
+class Attached(NamedTuple):
+    """An approximate index, seen from a state: the position of each of its rows, int64 `[count]`,
+    -1 for one that is gone. tail: the first position that it does not cover. same: row n of the
+    index is at position n, as where nothing had been deleted before it was made."""
 
+    built: Approximate
     positions: Index
-    cosines: Vectors
-    compared: int
+    tail: int
+    same: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +65,9 @@ class Snapshot:
     tags: tuple[str, ...] = ()
     counts: Index = field(default_factory=lambda: np.empty(0, np.int64))
     columns: Columns = field(default_factory=Columns)
-    _neighbourhoods: dict[int, float] = field(default_factory=dict)
+    attached: Attached | None = None
+    _neighbourhoods: dict[tuple[bool, int], float] = field(default_factory=dict)
+    _bits: dict[str, tuple[NDArray[np.uint8] | None, float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -123,6 +123,7 @@ class Snapshot:
             tuple(codes),
             counts,
             self.columns,
+            self.attached,
         )
 
     def _appended(self, vectors: Vectors) -> tuple[Vectors, ...]:
@@ -139,14 +140,15 @@ class Snapshot:
 
     def _compacted(self, alive: Mask) -> Snapshot:
         """The rows that are `alive`, moved together into blocks of their own."""
-        state = Snapshot(self.dim, self.threads)
-        kept, blocks = np.flatnonzero(alive), state.blocks
+        reached("compaction: begun")
+        kept, blocks = np.flatnonzero(alive), tuple[Vectors, ...]()
         for part in np.split(kept, range(BLOCK_ROWS, len(kept), BLOCK_ROWS)):
             block = np.empty((BLOCK_ROWS, self.dim), np.float32)
             block[: len(part)] = self.vectors(part)
             blocks = (*blocks, block)
         codes = self.codes[kept]
-        return Snapshot(
+        reached("compaction: rows moved")
+        compacted = Snapshot(
             self.dim,
             self.threads,
             blocks,
@@ -157,6 +159,30 @@ class Snapshot:
             np.bincount(codes, minlength=len(self.tags)),
             self.columns.compacted(alive),
         )
+        return compacted.attaching(self.attached.built) if self.attached else compacted
+
+    def attaching(self, index: Approximate) -> Snapshot:
+        """The same state, with this index to ask."""
+        positions = np.searchsorted(self.rids, index.rids)
+        there = positions < len(self.rids)
+        there[there] = self.rids[positions[there]] == index.rids[there]
+        positions[~there] = -1
+        tail = int(np.searchsorted(self.rids, index.seq, side="right"))
+        same = np.array_equal(positions, np.arange(len(positions)))
+        attached = Attached(index, positions, tail, same)
+        return replace(self, attached=attached, _neighbourhoods={}, _bits={})
+
+    def misfit(self, index: Approximate) -> str | None:
+        """What shows that an index was made from other rows than these, if anything does."""
+        positions = np.searchsorted(self.rids, index.rids)
+        there = np.flatnonzero(positions < len(self.rids))
+        there = there[self.rids[positions[there]] == index.rids[there]]
+        for start in range(0, len(there), BLOCK_ROWS):
+            part = there[start : start + BLOCK_ROWS]
+            found = sketch(self.vectors(positions[part]))
+            for wrong in part[found != index.sketches[part]][:1]:
+                return f"its row {index.rids[wrong]} has another vector"
+        return None
 
     def vectors(self, positions: Index) -> Vectors:
         """float32 `[len(positions), dim]`, copied."""
@@ -166,100 +192,6 @@ class Snapshot:
             here = block == b
             out[here] = self.blocks[b][row[here]]
         return out
-
-    def nearest(self, queries: Vectors, k: int, mask: Mask) -> list[Found]:
-        """For each query the k rows of `mask` with the highest cosine; equal ones by position.
-
-        queries: float32 `[n, dim]` of length 1. Returns n times what was found, k rows or all
-        of the mask.
-        """
-        parts = (queries[n : n + SCAN_QUERIES] for n in range(0, len(queries), SCAN_QUERIES))
-        compared = int(np.count_nonzero(mask))
-        return [Found(*found, compared) for part in parts for found in self._nearest(part, k, mask)]
-
-    def _nearest(self, queries: Vectors, k: int, mask: Mask) -> list[tuple[Index, Vectors]]:
-        available = int(np.count_nonzero(mask))
-        k = min(k, available)
-        results: list[tuple[Index, Vectors]] = [(np.empty(0, np.int64), np.empty(0, np.float32))]
-        results *= len(queries)
-        pending, fetch = (np.arange(len(queries)) if k else np.empty(0, np.int64)), k + SLACK
-        while len(pending):
-            if fetch >= available:
-                everything = np.flatnonzero(mask)
-                for q in pending:
-                    results[q] = self._best(queries[q], everything, k)
-                break
-            unsure = []
-            for q, (positions, floor) in zip(
-                pending, self._candidates(queries[pending], fetch, mask), strict=True
-            ):
-                results[q] = self._best(queries[q], positions, k)
-                # FAISS adds in float32, in an order of its own: two unit vectors' product may be
-                # off by dim * 2^-24. Only below that is a row not fetched certainly not better.
-                if results[q][1][-1] <= floor + 2 * self.dim * 2.0**-24:
-                    unsure.append(q)
-            pending, fetch = np.array(unsure, np.int64), fetch * 4
-        return results
-
-    def _candidates(
-        self, queries: Vectors, fetch: int, mask: Mask
-    ) -> Iterator[tuple[Index, float]]:
-        """Per query the `fetch` best rows as FAISS sees them, and its score of the last."""
-        scores, positions = [], []
-        n = len(queries)
-        # The stub of these two describes the C++ side, not what Python passes.
-        pointer: Any = faiss.swig_ptr
-        selector: Any = faiss.IDSelectorBitmap
-        queries = np.ascontiguousarray(queries)
-        with self.threads.take(n):
-            for b, block in enumerate(self.blocks):
-                here = mask[b * BLOCK_ROWS : (b + 1) * BLOCK_ROWS]
-                if not (k := min(fetch, int(here.sum()))):
-                    continue
-                bits = np.packbits(here, bitorder="little")
-                s, i = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
-                faiss.knn_inner_product(
-                    pointer(queries),
-                    pointer(block),
-                    self.dim,
-                    n,
-                    len(here),
-                    k,
-                    pointer(s),
-                    pointer(i),
-                    selector(bits),
-                )
-                scores.append(s)
-                positions.append(i + b * BLOCK_ROWS)
-        for s, p in zip(np.hstack(scores), np.hstack(positions), strict=True):
-            best = np.argpartition(-s, fetch - 1)[:fetch]
-            yield p[best], float(s[best].min())
-
-    def _best(self, query: Vectors, positions: Index, k: int) -> tuple[Index, Vectors]:
-        """The k best of `positions`, by cosines added in float64 and rounded to float32."""
-        wide = query.astype(np.float64)
-        cosines = np.empty(len(positions), np.float32)
-        for start in range(0, len(positions), GATHER_ROWS):
-            rows = self.vectors(positions[start : start + GATHER_ROWS]).astype(np.float64)
-            cosines[start : start + GATHER_ROWS] = np.einsum("nd,d->n", rows, wide).clip(-1, 1)
-        order = np.lexsort((positions, -cosines))[:k]
-        return positions[order], cosines[order]
-
-    def neighbourhood(self, positions: Index) -> Vectors:
-        """Mean cosine of each row to its 4 nearest other rows alive, float32 `[len(positions)]`.
-
-        Over fewer where fewer exist; NaN for a row without any other. Remembered for as long
-        as this state is the newest.
-        """
-        known = self._neighbourhoods
-        missing = np.array([p for p in np.unique(positions) if p not in known], np.int64)
-        found = self.nearest(self.vectors(missing), NEIGHBOURHOOD + 1, self.alive)
-        for position, (others, cosines, _) in zip(missing, found, strict=True):
-            # With many exact duplicates a row may not be among its own nearest: then the first
-            # four are as near as itself, and the fifth is what is one too many.
-            around = cosines[others != position][:NEIGHBOURHOOD]
-            known[int(position)] = float(around.mean()) if len(around) else float("nan")
-        return np.array([known[int(p)] for p in positions], np.float32)
 
 
 def _grown(old: Any, new: Any) -> Any:

@@ -4,6 +4,7 @@
         .lock                    held by the one process that has the store open
         demo.5f1c0a9e/           collection "demo"; the suffix makes every incarnation's path its own
             documents.sqlite
+            index/               derived, see generations.py
         .new-…                   being created: never served, removed at start
         .gone-…                  dropped: never served, removed at start
 
@@ -36,8 +37,11 @@ from mexma.errors import (
     StoreError,
 )
 from service.store.admission import NAME, check_dim, check_name
-from service.store.collection import DATABASE, Collection
+from service.store.collection import DATABASE, Collection, Means
 from service.store.database import Database, Header
+from service.store.durable import sync
+from service.store.keeper import Keeper
+from service.store.memory import MemoryBudget
 from service.store.protocol import (
     CollectionInfo,
     Document,
@@ -60,19 +64,32 @@ class LocalStore:
 
     threads: how many may scan vectors at one time, all searches together; None is one per
     core this process may use. Fewer leaves cores to inference, whose own pool does not know of
-    these; more than there are cores makes every search slower.
+    these; more than there are cores makes every search slower. index_memory_bytes: what all
+    approximate indexes may take; a collection for which too little is left stays exact.
+    recall_check_every: one in so many approximate searches is also done exactly, later, for
+    CollectionInfo.recall; 0 does none.
 
     Raises StoreError where another process, or another LocalStore, has the root open.
     """
 
-    def __init__(self, root: Path, *, threads: int | None = None):
+    def __init__(
+        self,
+        root: Path,
+        *,
+        threads: int | None = None,
+        index_memory_bytes: int = 4 << 30,
+        recall_check_every: int = 1_000,
+    ):
         self.root = root
-        self._threads = ThreadBudget(threads or len(os.sched_getaffinity(0)))
+        budget = ThreadBudget(threads or len(os.sched_getaffinity(0)))
         self._changing = threading.Lock()  # the set of collections
         self._open: dict[str, Collection] = {}
         self._damaged: dict[str, tuple[Path, StoreError]] = {}
         root.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(root)
+        self._means = Means(
+            budget, MemoryBudget(index_memory_bytes), Keeper(budget.total), recall_check_every
+        )
         try:
             self._load()
         except BaseException:
@@ -90,7 +107,7 @@ class LocalStore:
             try:
                 if name in self._open or name in self._damaged:
                     raise StoreCorrupt(f"{self.root} must hold {name!r} once, it holds it twice")
-                collection = Collection(directory, self._threads)
+                collection = Collection(directory, self._means)
                 if collection.name != name:
                     collection.close()
                     raise StoreCorrupt(
@@ -127,10 +144,10 @@ class LocalStore:
             new.mkdir()
             now = datetime.now(UTC).isoformat(timespec="seconds")
             Database.create(new / DATABASE, Header(name, dim, fingerprint, now))
-            _sync(new)
+            sync(new)
             new.rename(final)
-            _sync(self.root)
-            return Collection(final, self._threads)
+            sync(self.root)
+            return Collection(final, self._means)
         except (OSError, StoreError) as e:
             # Renamed back first: were it left, the next attempt would make the name exist twice.
             with suppress(OSError):
@@ -159,7 +176,7 @@ class LocalStore:
                 else:
                     self._collection(name).retire(gone)
                     del self._open[name]
-                _sync(self.root)
+                sync(self.root)
             except OSError as e:
                 raise StoreError(f"collection {name!r} cannot be dropped: {e}") from e
         shutil.rmtree(gone, ignore_errors=True)  # what resists is removed at the next start
@@ -212,7 +229,12 @@ class LocalStore:
     ) -> Explanations:
         return self._collection(name).explain(vectors, query, fingerprint, query_languages)
 
+    def settle(self) -> None:
+        """Wait until all that is done in the background has been done."""
+        self._means.keeper.settle()
+
     def close(self) -> None:
+        self._means.keeper.close()
         with self._changing:
             while self._open:
                 self._open.popitem()[1].close()
@@ -262,11 +284,3 @@ def _locked(root: Path) -> int:
             os.close(descriptor)
         raise
     return descriptor
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -68,8 +68,11 @@ class CollectionInfo:
     """dim: components of a vector. fingerprint: of the encoder all vectors come from.
 
     count: documents. languages: stored tag -> documents. index_state: "exact" when every
-    search compares all vectors; "corrupt" when the collection's data does not verify, and
-    then the other numbers are empty and any use raises StoreCorrupt. created_at: RFC 3339, UTC.
+    search compares all vectors; "building" when it does so for as long as an index is being made;
+    "approximate" when there is one to ask; "corrupt" when the collection's data does not verify,
+    and then the other numbers are empty and any use raises StoreCorrupt. created_at: RFC 3339,
+    UTC. recall: of the exact answer, what approximate searches found lately, 0 to 1. hubness:
+    skewness of how often documents are near to others, 0 without hubs. Both None where unknown.
     """
 
     name: str
@@ -77,8 +80,10 @@ class CollectionInfo:
     fingerprint: str
     count: int
     languages: dict[str, int]
-    index_state: str
+    index_state: Literal["exact", "building", "approximate", "corrupt"]
     created_at: str
+    recall: float | None = None
+    hubness: float | None = None
 
 
 @dataclass(frozen=True)

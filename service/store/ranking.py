@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mexma.neighbours import margin
-from service.store.index import Found, Index, Mask, Snapshot
+from service.store.index import Index, Mask, Snapshot
+from service.store.nearest import Found, nearest, neighbourhood
 from service.store.protocol import (
     NEIGHBOURHOOD,
     UNDETERMINED,
@@ -79,7 +80,7 @@ def rank(
         found = _rank_under(snapshot, queries[members], query, mask)
         results.update(zip(members, found, strict=True))
     rankings = [results[row] for row in range(len(queries))]
-    return _with_mutual(snapshot, rankings, known) if query.mutual else rankings
+    return _with_mutual(snapshot, rankings, known, query.exact) if query.mutual else rankings
 
 
 def _rank_under(snapshot: Snapshot, queries: Vectors, query: Query, mask: Mask) -> list[Ranking]:
@@ -87,26 +88,29 @@ def _rank_under(snapshot: Snapshot, queries: Vectors, query: Query, mask: Mask) 
     matching = int(np.count_nonzero(mask))
     around: Vectors | None = None
     if query.score == "margin" and matching:
-        nearby = snapshot.nearest(queries, NEIGHBOURHOOD, mask)
+        nearby = nearest(snapshot, queries, NEIGHBOURHOOD, mask, exact=query.exact)
         around = np.array([found.cosines.mean() for found in nearby], np.float32)
     groups: list[list[list[Ranked]]] = [[] for _ in queries]
-    candidates = [0] * len(queries)
+    candidates, asked_index = [0] * len(queries), [False] * len(queries)
     for group in _groups(snapshot, query, mask):
-        found = snapshot.nearest(queries, _pool(query, len(snapshot.alive)), group)
+        pool = _pool(query, len(snapshot.alive))
+        found = nearest(snapshot, queries, pool, group, exact=query.exact)
         if around is not None:
             # All rows' candidates at once: one scan of many rows, and each document once.
-            snapshot.neighbourhood(np.concatenate([f.positions for f in found]))
+            positions = np.concatenate([f.positions for f in found])
+            neighbourhood(snapshot, positions, exact=query.exact)
         for row, one in enumerate(found):
             candidates[row] += one.compared
+            asked_index[row] |= one.approximate
             ranked = _ordered(snapshot, query, one, None if around is None else around[row])
             if ranked:
                 groups[row].append(ranked)
     for ranked_groups in groups:
         ranked_groups.sort(key=lambda g: (-g[0].score, g[0].rid))
-    path: Path = "exact" if matching == len(snapshot) else "filtered_exact"
+    scan: Path = "exact" if matching == len(snapshot) else "filtered_exact"
     return [
-        Ranking([hit for group in g for hit in group], path, matching, n)
-        for g, n in zip(groups, candidates, strict=True)
+        Ranking([hit for group in g for hit in group], "approximate" if a else scan, matching, n)
+        for g, n, a in zip(groups, candidates, asked_index, strict=True)
     ]
 
 
@@ -131,11 +135,11 @@ def _ordered(
     snapshot: Snapshot, query: Query, found: Found, around_query: np.float32 | None
 ) -> list[Ranked]:
     """The best k of one row's candidates by score, above the threshold."""
-    positions, cosines, _ = found
+    positions, cosines = found.positions, found.cosines
     around: Vectors | None = None
     scores = cosines
     if around_query is not None:
-        around = snapshot.neighbourhood(positions)
+        around = neighbourhood(snapshot, positions, exact=query.exact)
         around = np.where(np.isnan(around), around_query, around)
         scores = margin(cosines, np.full_like(cosines, around_query), around)
     order = np.lexsort((positions, -scores))
@@ -154,7 +158,7 @@ def _ordered(
 
 
 def _with_mutual(
-    snapshot: Snapshot, rankings: list[Ranking], languages: Sequence[str | None]
+    snapshot: Snapshot, rankings: list[Ranking], languages: Sequence[str | None], exact: bool
 ) -> list[Ranking]:
     """The same, and each hit knows whether a document among the others is nearer to it."""
     rows: dict[str | None, list[int]] = defaultdict(list)
@@ -165,7 +169,7 @@ def _with_mutual(
         hits = {hit.position for row in members for hit in rankings[row].hits}
         positions: Index = np.array(sorted(hits), np.int64)
         others = selected(snapshot, Selection(None if language is None else frozenset([language])))
-        found = snapshot.nearest(snapshot.vectors(positions), 2, others)
+        found = nearest(snapshot, snapshot.vectors(positions), 2, others, exact=exact)
         for position, one in zip(positions.tolist(), found, strict=True):
             # Of two exact duplicates of a hit, either is as near to it as it is itself.
             rival = one.cosines[one.positions != position][:1]

@@ -122,7 +122,10 @@ def test_margin_ranks_by_the_margin_and_keeps_the_cosine(cats):
 
 def test_the_metrics_count_documents_of_collections_that_exist(cats):
     assert 'mexma_collection_documents{collection="cats"} 4.0' in cats.get("/metrics").text
+    state = 'mexma_collection_index{collection="cats",state="exact"} 1.0'
+    assert state in cats.get("/metrics").text
     cats.delete("/v1/collections/cats")
+    assert "mexma_collection_index{" not in cats.get("/metrics").text
     assert "mexma_collection_documents{" not in cats.get("/metrics").text
 
 

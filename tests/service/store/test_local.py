@@ -210,7 +210,7 @@ def test_a_create_that_fails_can_be_repeated(tmp_path, monkeypatch):
             raise OSError("no space")
 
     with monkeypatch.context() as patched:
-        patched.setattr(local, "_sync", fail)
+        patched.setattr(local, "sync", fail)
         with pytest.raises(StoreError, match=r"cannot be created.*no space"):
             store.create("a", DIM, PRINT)
     assert store.list() == []

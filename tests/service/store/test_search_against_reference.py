@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.store import index
+from service.store import index, nearest
 from service.store.filters import parse
 from service.store.local import LocalStore
 from service.store.protocol import Document, Query, Selection, primary
@@ -62,8 +62,8 @@ def every_path_at_small_size(monkeypatch):
     """Block borders, compaction and widened scans happen in collections of a dozen rows."""
     monkeypatch.setattr(index, "BLOCK_ROWS", 4)
     monkeypatch.setattr(index, "COMPACT_ABOVE_DEAD", 3)
-    monkeypatch.setattr(index, "SLACK", 0)
-    monkeypatch.setattr(index, "GATHER_ROWS", 3)
+    monkeypatch.setattr(nearest, "SLACK", 0)
+    monkeypatch.setattr(nearest, "GATHER_ROWS", 3)
 
 
 def replay(history, *stores):
