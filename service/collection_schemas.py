@@ -52,6 +52,22 @@ class CollectionList(BaseModel):
     collections: list[CollectionDescription]
 
 
+class SnapshotDescription(BaseModel):
+    """A copy of a collection as of one moment."""
+
+    id: str
+    collection: str
+    created_at: str
+    count: int
+    dim: int
+    fingerprint: str
+    bytes: int
+
+
+class SnapshotList(BaseModel):
+    snapshots: list[SnapshotDescription]
+
+
 class DocumentIn(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 

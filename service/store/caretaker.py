@@ -21,8 +21,9 @@ from service.store import planner
 from service.store.approximate import Approximate, Shape, Stopped
 from service.store.gauges import hubness
 from service.store.generations import Generations
-from service.store.index import Snapshot
+from service.store.index import Index, Snapshot
 from service.store.memory import MemoryBudget
+from service.store.protocol import Vectors
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Caretaker:
         self._gave_up_at = 0
         self._hub_rows = 0
         self.hubness: float | None = None
+        self.rows_indexed = 0  # of the build that is going on
 
     def state(self) -> Literal["exact", "building", "approximate"]:
         """See CollectionInfo.index_state."""
@@ -169,13 +171,18 @@ class Caretaker:
             and len(snapshot) < 4 * len(attached.built.rids)  # what it was trained on is like it
         ):
             behind = np.flatnonzero(snapshot.alive[attached.tail :]) + attached.tail
-            return attached.built.extended(
-                snapshot.rids[behind], seq, lambda s: snapshot.vectors(behind[s]), self._stopped
-            )
+            read = self._reader(snapshot, behind)
+            return attached.built.extended(snapshot.rids[behind], seq, read, self._stopped)
         alive = np.flatnonzero(snapshot.alive)
-        return Approximate.build(
-            shape, snapshot.rids[alive], seq, lambda s: snapshot.vectors(alive[s]), self._stopped
-        )
+        read = self._reader(snapshot, alive)
+        return Approximate.build(shape, snapshot.rids[alive], seq, read, self._stopped)
+
+    def _reader(self, snapshot: Snapshot, positions: Index) -> Callable[[slice], Vectors]:
+        def read(part: slice) -> Vectors:
+            self.rows_indexed = part.start or 0
+            return snapshot.vectors(positions[part])
+
+        return read
 
     def _save(self, index: Approximate) -> None:
         try:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,6 +21,7 @@ import numpy as np
 from mexma.errors import CollectionNotFound, DocumentNotFound, InputError, StoreCorrupt
 from service.store.admission import check_document, check_fingerprint, unit_vectors
 from service.store.approximate import Approximate
+from service.store.backups import Backups
 from service.store.caretaker import Caretaker
 from service.store.cursors import Cursors
 from service.store.database import Database, Row, Transaction
@@ -29,6 +31,7 @@ from service.store.index import Index, Snapshot
 from service.store.keeper import Keeper
 from service.store.memory import MemoryBudget
 from service.store.protocol import (
+    Backup,
     CollectionInfo,
     Document,
     Explained,
@@ -120,6 +123,9 @@ class Collection:
             recall=self._recall.recall,
             hubness=self._caretaker.hubness,
         )
+
+    def rows_indexed(self) -> int:
+        return self._caretaker.rows_indexed
 
     def _attach(self, index: Approximate) -> None:
         """Let searches ask this index, from the newest state on."""
@@ -314,26 +320,38 @@ class Collection:
         if self._closed:
             raise CollectionNotFound(f"there is no collection {self.name!r}")
 
+    def back_up(self, backups: Backups) -> Backup:
+        return self._read(lambda: backups.make(self._database, self.directory))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing is written meanwhile."""
+        with self._writing:
+            self._check_open()
+            yield
+
+    def end(self) -> None:
+        """Release the files; only while it is held."""
+        # First of all: a reader that fails because of this must find the reason.
+        self._closed = True
+        self._database.close()
+        self._caretaker.forget()
+
     def close(self) -> None:
         """Wait for the writer, then release the files."""
-        self._release(lambda: None)
+        with self.held():
+            self.end()
 
     def retire(self, away: Path) -> None:
         """Rename the directory to `away` while nothing can be written, then release the files."""
-        self._release(lambda: self.directory.rename(away))
-
-    def _release(self, first: Callable[[], object]) -> None:
-        with self._writing:
-            self._check_open()
-            # Before the rename: a reader that fails because of it must find the reason.
+        with self.held():
             self._closed = True
             try:
-                first()
+                self.directory.rename(away)
             except BaseException:
                 self._closed = False
                 raise
-            self._database.close()
-            self._caretaker.forget()
+            self.end()
 
 
 def _is_unicode(id: str) -> bool:

@@ -18,10 +18,11 @@ Refuses to know: FAISS, languages, ranking.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mexma.errors import StoreCorrupt, StoreError
+from mexma.errors import StoreCorrupt, StoreError, StoreFailed
 from service.store.index import Index
 from service.store.protocol import Document, Vectors
 from service.store.steps import reached
@@ -37,6 +38,7 @@ from service.store.steps import reached
 APPLICATION_ID = 0x4D58_4D41  # "MXMA", in the file's header: what kind of SQLite file this is
 SCHEMA_VERSION = 1
 SCAN_ROWS = 4_096
+BACKUP_PAGES = 1_024
 VARIABLES = 500  # SQLite's own limit on "?" in a statement was 999 before 3.32
 
 SELECT_ROW = "SELECT rid, id, lang, text, metadata FROM documents"
@@ -107,7 +109,7 @@ def translated(path: Path) -> Iterator[None]:
         code = getattr(e, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise StoreCorrupt(f"{path} must be an intact database, SQLite says: {e}") from e
-        raise StoreError(f"{path} cannot be read or written, SQLite says: {e}") from e
+        raise StoreFailed(f"{path} cannot be read or written, SQLite says: {e}") from e
 
 
 class Transaction:
@@ -269,6 +271,33 @@ class Database:
                     vectors.astype(np.float32, copy=False).reshape(len(rows), -1),
                     [json.loads(row[4]) for row in rows],
                 )
+
+    def copy_to(self, path: Path, progress: Callable[[int, int], object] | None = None) -> int:
+        """Write all of it, as of one moment, into a new file, durably. Returns its documents.
+
+        progress: called with the pages done and the pages there are.
+        """
+        with translated(path), self._reading() as connection:
+            copy = sqlite3.connect(path, isolation_level=None)
+            # A read transaction keeps the copy at its moment: without it, SQLite begins anew
+            # whenever the writer commits between two parts. The write-ahead log grows meanwhile.
+            connection.execute("BEGIN")
+            try:
+                connection.execute("SELECT count(*) FROM header").fetchone()
+                connection.backup(
+                    copy,
+                    pages=BACKUP_PAGES,
+                    progress=lambda _, left, total: progress and progress(total - left, total),
+                )
+                count = int(copy.execute("SELECT count(*) FROM documents").fetchone()[0])
+                # So that it is one file, whose hash is that of the collection.
+                copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                copy.close()
+                connection.execute("ROLLBACK")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return count
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

@@ -40,10 +40,10 @@ class Keeper:
                 self._jobs.setdefault(name, job)
                 self._changed.notify_all()
 
-    def settle(self) -> None:
-        """Wait until nothing is left to do."""
+    def settle(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is left to do, or no longer than that. Whether nothing is left."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._jobs and not self._running)
+            return self._changed.wait_for(lambda: not self._jobs and not self._running, timeout_s)
 
     def close(self) -> None:
         """Forget what is waiting, let the running job see `stopping`, and wait for its end."""

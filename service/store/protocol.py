@@ -200,10 +200,25 @@ class Page:
     cursor: str | None
 
 
+@dataclass(frozen=True)
+class Backup:
+    """A copy of a collection as of one moment. count: documents. bytes: on disk, where nothing
+    is shared with the collection. created_at: RFC 3339, UTC."""
+
+    id: str
+    collection: str
+    created_at: str
+    count: int
+    dim: int
+    fingerprint: str
+    bytes: int
+
+
 # `Store.list` hides the builtin inside the class, so the types it returns are named out here.
 Outcomes = list[Outcome]
 Hits = list[list[Hit]]
 Explanations = list[Explained]
+BackupList = list[Backup]
 Ids = list[str]
 
 
@@ -305,6 +320,27 @@ class Store(Protocol):
         query_languages: Sequence[str | None] | None = None,
     ) -> Explanations:
         """What `search` finds, and how, per row."""
+        ...
+
+    def back_up(self, name: str) -> Backup:
+        """Copy a collection as of one moment, while it is read and written; durable on return."""
+        ...
+
+    def backups(self, name: str) -> BackupList:
+        """The backups of a collection, which need not exist any more, oldest first."""
+        ...
+
+    def restore(self, name: str, id: str) -> CollectionInfo:
+        """Put a backup in the place of the collection, damaged or dropped ones too.
+
+        What was written since the backup is gone. Searches are answered by the one or the other
+        throughout; a kill leaves the one or the other. Raises BackupNotFound, and StoreCorrupt
+        for a backup that does not verify; then the collection is as it was.
+        """
+        ...
+
+    def remove_backup(self, name: str, id: str) -> None:
+        """Raises BackupNotFound."""
         ...
 
     def close(self) -> None:

@@ -274,3 +274,19 @@ def test_a_search_explains_itself(cats):
     for hit, terms in zip(told["results"][0], explanation["terms"], strict=True):
         around = (terms["around_query"] + terms["around_document"]) / 2
         assert hit["score"] == pytest.approx(terms["cosine"] / around, rel=1e-4)
+
+
+def test_snapshots(cats):
+    snapshots = "/v1/collections/cats/snapshots"
+    assert cats.get(snapshots).json() == {"snapshots": []}
+    made = cats.post(snapshots).json()
+    assert (made["collection"], made["count"], made["dim"]) == ("cats", 4, 16)
+    assert cats.get(snapshots).json() == {"snapshots": [made]}
+    cats.delete("/v1/collections/cats")
+    assert refused(cats, 404, snapshots)
+    restored = cats.post(f"{snapshots}/{made['id']}/restore")
+    assert restored.json()["count"] == 4, restored.text
+    assert search(cats, queries=["I have two cats."], k=1)["results"][0][0]["id"] == "en-1"
+    assert cats.delete(f"{snapshots}/{made['id']}").status_code == 204
+    assert "no snapshot" in refused(cats, 404, f"{snapshots}/{made['id']}/restore")
+    assert "no snapshot" in refused(cats, 404, f"{snapshots}/x", "delete")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mexma.errors import (
+    BackupNotFound,
     CollectionExists,
     CollectionNotFound,
     DocumentNotFound,
@@ -24,6 +25,7 @@ from mexma.errors import (
 from service.store import admission
 from service.store.filters import AnyOf, Every, Exists, Filter, Not, OneOf, Range
 from service.store.protocol import (
+    Backup,
     CollectionInfo,
     Document,
     Explained,
@@ -113,6 +115,7 @@ class ReferenceStore:
     def __init__(self):
         self._kept: dict[str, Kept] = {}
         self._made = 0
+        self._backups: dict[tuple[str, str], tuple[Backup, Kept]] = {}
 
     def _of(self, name: str, fingerprint: str | None = None) -> Kept:
         admission.check_name(name)
@@ -273,6 +276,31 @@ class ReferenceStore:
         around = self._around(kept, id)
         below = (around_query + (around_query if around is None else around)) / 2
         return value / below if abs(below) > 1e-12 else 0.0
+
+    def back_up(self, name):
+        kept = copy.deepcopy(self._of(name))
+        self._made += 1
+        kept.number = self._made
+        backup = Backup(
+            str(self._made), name, "2026-01-01T00:00:00+00:00", len(kept.documents), kept.dim,
+            kept.fingerprint, 1,
+        )  # fmt: skip
+        self._backups[name, backup.id] = (backup, kept)
+        return backup
+
+    def backups(self, name):
+        admission.check_name(name)
+        return [backup for (of, _), (backup, _) in self._backups.items() if of == name]
+
+    def restore(self, name, id):
+        if (name, id) not in self._backups:
+            raise BackupNotFound(f"{name} has no {id}")
+        self._kept[name] = copy.deepcopy(self._backups[name, id][1])
+        return self.describe(name)
+
+    def remove_backup(self, name, id):
+        if self._backups.pop((name, id), None) is None:
+            raise BackupNotFound(f"{name} has no {id}")
 
     def close(self):
         self._kept = {}
