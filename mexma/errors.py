@@ -21,7 +21,9 @@
         ├── CollectionNotFound
         ├── CollectionExists
         ├── DocumentNotFound
+        ├── BackupNotFound
         ├── FingerprintMismatch     vectors of another encoder
+        ├── StoreFailed             the disk is full, or does not read or write; nothing was changed
         └── StoreCorrupt            stored data does not verify
 
 Each says what was expected, what came, and where. The service maps them to status codes
@@ -132,6 +134,10 @@ class DocumentNotFound(StoreError):
     """No document of that id in the collection."""
 
 
+class BackupNotFound(StoreError):
+    """No snapshot of that id of the collection."""
+
+
 class FingerprintMismatch(StoreError):
     """The collection's vectors come from another encoder than the one at hand."""
 
@@ -139,6 +145,10 @@ class FingerprintMismatch(StoreError):
         super().__init__(message)
         self.expected = expected
         self.found = found
+
+
+class StoreFailed(StoreError):
+    """The store could not read or write; a write that raises this has changed nothing."""
 
 
 class StoreCorrupt(StoreError):

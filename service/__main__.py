@@ -67,7 +67,12 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     encoder = OnnxEncoder(settings.model, device=settings.device, threads=settings.threads)
     try:
-        store = LocalStore(settings.data_dir, threads=encoder.session.threads)
+        store = LocalStore(
+            settings.data_dir,
+            threads=encoder.session.threads,
+            index_memory_bytes=settings.index_memory_mb << 20,
+            recall_check_every=settings.recall_check_every,
+        )
     except (OSError, StoreError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise StoreError(

@@ -22,7 +22,16 @@ from service.embedder import Embedder
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder
-from service.routes import collections, documents, embeddings, health, page, search, tei
+from service.routes import (
+    collections,
+    documents,
+    embeddings,
+    health,
+    page,
+    search,
+    snapshots,
+    tei,
+)
 from service.settings import Settings
 from service.state import State
 from service.store.protocol import Store
@@ -71,7 +80,7 @@ def create_app(
     )
     http_errors.install(app)
     app.include_router(embeddings.router(state))
-    for routes in (collections, documents, search):
+    for routes in (collections, documents, search, snapshots):
         app.include_router(routes.router(state))
     app.include_router(tei.router(state))
     app.include_router(health.router(state))

@@ -34,12 +34,14 @@ TABLE: tuple[tuple[type[errors.MexmaError], Shape], ...] = (
     (errors.InputError, Shape(422, "invalid_request_error", "Validation")),
     (errors.CollectionNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.DocumentNotFound, Shape(404, "not_found_error", "Validation")),
+    (errors.BackupNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.CollectionExists, Shape(409, "conflict_error", "Validation")),
     (errors.FingerprintMismatch, Shape(409, "conflict_error", "Validation")),
     (errors.Overloaded, Shape(503, "overloaded_error", "Overloaded")),
     (errors.DeadlineExceeded, Shape(504, "timeout_error", "Overloaded")),
     (errors.EngineError, Shape(500, "engine_error", "Backend")),
     (errors.StoreCorrupt, Shape(500, "store_error", "Backend")),
+    (errors.StoreFailed, Shape(500, "store_error", "Backend")),
     (errors.StoreError, Shape(422, "invalid_request_error", "Validation")),
     (errors.MexmaError, Shape(500, "internal_error", "Backend")),
 )
@@ -69,7 +71,7 @@ class TeiErrorBody(BaseModel):
 
 STATUS_MEANINGS = {
     400: "The body is not JSON, or not UTF-8",
-    404: "No such collection or document",
+    404: "No such collection, document or snapshot",
     408: "The body did not arrive in time",
     409: "The collection belongs to another encoder, or exists with other properties",
     413: "The body is too large",

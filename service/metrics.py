@@ -69,6 +69,25 @@ class Metrics:
         self.documents = Gauge(
             "mexma_collection_documents", "Documents stored", ["collection"], registry=r
         )
+        self.index_state = Gauge(
+            "mexma_collection_index",
+            "1 for the collection's index state: exact, building, approximate, corrupt",
+            ["collection", "state"],
+            registry=r,
+        )
+        self.recall = Gauge(
+            "mexma_collection_recall",
+            "Share of the exact answer that approximate searches found, over the last 100 checks",
+            ["collection"],
+            registry=r,
+        )
+        self.hubness = Gauge(
+            "mexma_collection_hubness",
+            "Skewness of how often a document is among the 10 nearest of others, in a sample of "
+            "1,000; 0 without hubs",
+            ["collection"],
+            registry=r,
+        )
         self.searches = Counter(
             "mexma_searches", "Queries searched for", ["collection", "score"], registry=r
         )

@@ -1,5 +1,7 @@
 """What requests and answers look like; the OpenAPI document is made from these.
 
+Those for collections are in collection_schemas.py.
+
 Answers that carry vectors are described here but never built from these classes: their
 bytes come straight from the vector buffer (`service/vectors.py`).
 """
@@ -8,37 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    WithJsonSchema,
-)
-
-CollectionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-
-
-def _canonical_tag(tag: str) -> str:
-    """A language tag as RFC 5646 (2.1.1) advises to write it: zh-Hant-TW."""
-    first, *rest = tag.split("-")
-    return "-".join([first.lower(), *(_canonical_subtag(subtag) for subtag in rest)])
-
-
-def _canonical_subtag(subtag: str) -> str:
-    if len(subtag) == 2:
-        return subtag.upper()
-    return subtag.title() if len(subtag) == 4 and subtag.isalpha() else subtag.lower()
-
-
-LanguageTag = Annotated[
-    str,
-    StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", max_length=35),
-    AfterValidator(_canonical_tag),
-]
-DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 _TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _TEXT = {"type": "string", "minLength": 1}
@@ -106,7 +78,7 @@ Input = Annotated[
 ]
 
 
-_TRUNCATE = "Cut texts that are too long (and say so) or refuse them; null: as the service is set."
+TRUNCATE = "Cut texts that are too long (and say so) or refuse them; null: as the service is set."
 
 
 class EmbeddingRequest(BaseModel):
@@ -132,7 +104,7 @@ class EmbeddingRequest(BaseModel):
         "was not trained for it: fewer dimensions cost accuracy.",
     )
     user: str | None = None
-    truncate: bool | None = Field(None, description=_TRUNCATE)
+    truncate: bool | None = Field(None, description=TRUNCATE)
     partial: bool = Field(
         False,
         description="Answer the good items when others are bad: a bad item has an `error` in "
@@ -253,138 +225,3 @@ class Ready(BaseModel):
     status: Literal["ready", "not_ready"]
     reason: str | None = None
     detail: str | None = None
-
-
-class CollectionDescription(BaseModel):
-    name: str
-    dimensions: int
-    fingerprint: str = Field(description="Of the encoder that all its vectors come from.")
-    count: int
-    languages: dict[str, int]
-    index_state: str
-    created_at: str
-
-
-class CollectionList(BaseModel):
-    collections: list[CollectionDescription]
-
-
-class DocumentIn(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    id: DocumentId
-    text: Text
-    lang: LanguageTag | None = Field(None, description="BCP 47; detected when absent.")
-    metadata: dict[str, Any] = Field(default_factory=dict)
-
-
-class UpsertRequest(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "documents": [
-                        {"id": "1", "text": "Kissa nukkuu sohvalla.", "lang": "fi"},
-                        {"id": "2", "text": "El gato duerme.", "metadata": {"page": 3}},
-                    ]
-                }
-            ]
-        },
-    )
-
-    documents: list[DocumentIn] = Field(min_length=1)
-    truncate: bool | None = Field(None, description=_TRUNCATE)
-
-
-class UpsertOutcome(BaseModel):
-    """What became of one document, in the order they were sent."""
-
-    id: str
-    status: Literal["created", "updated", "failed"]
-    lang: str | None = None
-    truncation: Truncation | None = None
-    error: ItemError | None = None
-
-
-class UpsertResponse(BaseModel):
-    results: list[UpsertOutcome]
-    created: int
-    updated: int
-    failed: int
-    fingerprint: str
-
-
-class DeleteRequest(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"ids": ["1", "2"]}]}
-    )
-
-    ids: list[DocumentId] = Field(min_length=1)
-
-
-class DeleteResponse(BaseModel):
-    deleted: int
-
-
-class DocumentOut(BaseModel):
-    id: str
-    text: str
-    lang: str
-    metadata: dict[str, Any]
-
-
-class SearchRequest(BaseModel):
-    """Neighbours of texts (`queries`) or of vectors (`vectors`), whichever is given."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={
-            "examples": [{"queries": ["猫を二匹飼っています。"], "k": 3, "per_language": True}]
-        },
-    )
-
-    queries: list[Text] | None = Field(None, min_length=1)
-    vectors: list[list[float]] | None = Field(None, min_length=1)
-    k: int = Field(10, ge=1, le=1000)
-    languages: list[LanguageTag] | None = Field(
-        None, min_length=1, description="Only documents in these; `pt` also finds `pt-BR`."
-    )
-    query_language: LanguageTag | None = Field(
-        None, description="Language of the queries; detected from their text when absent."
-    )
-    exclude_query_language: bool = Field(
-        False, description="No documents in the language of the query."
-    )
-    per_language: bool = Field(
-        False, description="k neighbours in each language, instead of k in all."
-    )
-    score: Literal["cosine", "margin"] = Field(
-        "cosine",
-        description="What results are ranked by. `margin` divides the cosine by how near query "
-        "and document are to their own neighbourhoods, so that a document that is near to "
-        "everything does not win.",
-    )
-    score_threshold: float | None = Field(None, description="Drop results that score lower.")
-    exact: bool = Field(False, description="Compare with every document, no approximation.")
-    truncate: bool | None = Field(None, description=_TRUNCATE)
-
-
-class SearchHit(BaseModel):
-    id: str
-    text: str
-    lang: str
-    score: float
-    cosine: float
-    metadata: dict[str, Any]
-
-
-class SearchResponse(BaseModel):
-    results: list[list[SearchHit]]
-    query_languages: list[str | None]
-    query_truncations: dict[int, Truncation] = Field(
-        default_factory=dict, description="Of the queries that were cut, by index."
-    )
-    fingerprint: str

@@ -44,6 +44,22 @@ class Settings(BaseSettings):
         description="Where collections live. It needs a disk that honours fsync; two services "
         "cannot share it, and the second one to start is refused.",
     )
+    index_memory_mb: int = Field(
+        4096,
+        ge=0,
+        description="Memory for approximate indexes, which collections above 50,000 documents get, "
+        "all together; a document of 384 dimensions takes about 700 bytes, or 400 where only a "
+        "coarser index fits. A collection for which too little is left is searched exactly, and the "
+        "log says so. While an index is made anew it is there twice. The vectors themselves (1.5 kB "
+        "at 384 dimensions) and the metadata are in memory too and not counted here.",
+    )
+    recall_check_every: int = Field(
+        1000,
+        ge=0,
+        description="One in so many approximate searches is done exactly as well, after its answer, "
+        "for `mexma_collection_recall`. Smaller notices a decline sooner and costs a full scan each "
+        "time; 0 turns the gauge off.",
+    )
     host: str = Field(
         "127.0.0.1",
         description="Address to listen on. There are no API keys yet: listen on other addresses "

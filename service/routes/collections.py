@@ -7,9 +7,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from service.collection_schemas import CollectionDescription, CollectionList, CollectionName
 from service.http_errors import documented
 from service.json_body import JsonRoute
-from service.schemas import CollectionDescription, CollectionList, CollectionName
 from service.state import State
 from service.store.protocol import CollectionInfo
 
@@ -27,7 +27,7 @@ def router(state: State) -> APIRouter:
     async def list_collections() -> CollectionList:
         """All collections."""
         infos = await asyncio.to_thread(store.list)
-        return CollectionList(collections=[_describe(info) for info in infos])
+        return CollectionList(collections=[described(info) for info in infos])
 
     @routes.put(
         "/{name}", response_model=CollectionDescription, responses=documented(409, 422, 500)
@@ -37,14 +37,14 @@ def router(state: State) -> APIRouter:
 
         It is stamped with the encoder that is served now, and takes no other's vectors.
         """
-        return _describe(await asyncio.to_thread(store.create, name, dim, fingerprint))
+        return described(await asyncio.to_thread(store.create, name, dim, fingerprint))
 
     @routes.get(
         "/{name}", response_model=CollectionDescription, responses=documented(404, 422, 500)
     )
     async def describe_collection(name: Name) -> CollectionDescription:
         """One collection: how many documents, in which languages, by which encoder."""
-        return _describe(await asyncio.to_thread(store.describe, name))
+        return described(await asyncio.to_thread(store.describe, name))
 
     @routes.delete("/{name}", status_code=204, responses=documented(404, 422, 500))
     async def drop_collection(name: Name) -> None:
@@ -54,7 +54,7 @@ def router(state: State) -> APIRouter:
     return routes
 
 
-def _describe(info: CollectionInfo) -> CollectionDescription:
+def described(info: CollectionInfo) -> CollectionDescription:
     return CollectionDescription(
         name=info.name,
         dimensions=info.dim,
@@ -63,4 +63,6 @@ def _describe(info: CollectionInfo) -> CollectionDescription:
         languages=info.languages,
         index_state=info.index_state,
         created_at=info.created_at,
+        recall=info.recall,
+        hubness=info.hubness,
     )

@@ -9,21 +9,26 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from mexma.errors import DocumentNotFound
+from mexma.errors import DocumentNotFound, InputError
+from service.collection_schemas import (
+    CountResponse,
+    DeleteRequest,
+    DeleteResponse,
+    DocumentOut,
+    ScrollRequest,
+    ScrollResponse,
+    SelectionRequest,
+    UpsertRequest,
+    UpsertResponse,
+)
 from service.embedder import Embedded
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented, snake
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
 from service.routes.collections import PREFIX, Name
-from service.schemas import (
-    DeleteRequest,
-    DeleteResponse,
-    DocumentOut,
-    UpsertRequest,
-    UpsertResponse,
-)
 from service.state import State
-from service.store.protocol import Document
+from service.store import filters
+from service.store.protocol import Document, Selection
 from service.vectors import json_response, timing_headers, truncations
 
 
@@ -81,10 +86,45 @@ def router(state: State) -> APIRouter:
         responses=documented(*BODY_ERRORS, 404, 500),
     )
     async def delete_documents(name: Name, body: DeleteRequest) -> DeleteResponse:
-        """Delete documents by id; ids that do not exist are not an error."""
+        """Delete documents by id, or by language and metadata.
+
+        Ids that do not exist are not an error. Sent twice, it deletes nothing the second time.
+        """
+        chosen = selection_of(body)
+        if (body.ids is None) == (chosen == Selection()):
+            found_what = "none" if body.ids is None else "ids beside a selection"
+            raise InputError(f"expected ids, or else languages or filter, found {found_what}")
+        if body.ids is None:
+            return DeleteResponse(deleted=await asyncio.to_thread(store.delete_where, name, chosen))
         embedder.check_count(len(body.ids))
         deleted = await asyncio.to_thread(store.delete, name, body.ids)
         return DeleteResponse(deleted=len(deleted))
+
+    @routes.post(
+        "/{name}/documents/count",
+        response_model=CountResponse,
+        responses=documented(*BODY_ERRORS, 404, 500),
+    )
+    async def count_documents(name: Name, body: SelectionRequest) -> CountResponse:
+        """How many documents are in these languages and meet this condition."""
+        chosen = selection_of(body)
+        return CountResponse(count=await asyncio.to_thread(store.count, name, chosen))
+
+    @routes.post(
+        "/{name}/documents/scroll",
+        response_model=ScrollResponse,
+        responses=documented(*BODY_ERRORS, 404, 500),
+    )
+    async def scroll_documents(name: Name, body: ScrollRequest) -> ScrollResponse:
+        """All documents page by page, in the order in which they were last written.
+
+        A document that is not written meanwhile is on exactly one page; one that is comes again.
+        """
+        page = await asyncio.to_thread(
+            store.scroll, name, selection_of(body), body.limit, body.cursor
+        )
+        documents = [DocumentOut(**asdict(document)) for document in page.documents]
+        return ScrollResponse(documents=documents, cursor=page.cursor)
 
     @routes.delete(
         "/{name}/documents/{document_id:path}", status_code=204, responses=documented(404, 422, 500)
@@ -104,6 +144,14 @@ def router(state: State) -> APIRouter:
         return DocumentOut(**asdict(await asyncio.to_thread(store.get, name, document_id)))
 
     return routes
+
+
+def selection_of(body: SelectionRequest) -> Selection:
+    """Raises InputError that names the place in the filter."""
+    return Selection(
+        languages=frozenset(body.languages) if body.languages else None,
+        filter=None if body.filter is None else filters.parse(body.filter),
+    )
 
 
 def _upsert_body(

@@ -55,12 +55,19 @@ def router(state: State) -> APIRouter:
             }
         },
     )
-    async def metrics() -> Response:
+    async def show_metrics() -> Response:
         """Prometheus metrics."""
         infos = await asyncio.to_thread(state.store.list)
-        state.metrics.documents.clear()
+        metrics = state.metrics
+        for gauge in (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness):
+            gauge.clear()  # of collections that are gone
         for info in infos:
-            state.metrics.documents.labels(info.name).set(info.count)
+            metrics.documents.labels(info.name).set(info.count)
+            metrics.index_state.labels(info.name, info.index_state).set(1)
+            if info.recall is not None:
+                metrics.recall.labels(info.name).set(info.recall)
+            if info.hubness is not None:
+                metrics.hubness.labels(info.name).set(info.hubness)
         return Response(state.metrics.render(), media_type=state.metrics.content_type)
 
     return routes

@@ -14,13 +14,14 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from mexma.errors import InputError, TooManyItems
+from service.collection_schemas import SearchRequest, SearchResponse
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
 from service.routes.collections import PREFIX, Name
-from service.schemas import SearchRequest, SearchResponse
+from service.routes.documents import selection_of
 from service.state import State
-from service.store.protocol import Query
+from service.store.protocol import Explained, Query
 from service.vectors import json_response, timing_headers, truncations
 
 
@@ -46,6 +47,7 @@ def router(state: State) -> APIRouter:
                 f"{state.settings.max_search_hits}",
                 limit=state.settings.max_search_hits,
             )
+        chosen = selection_of(body)
         headers = {"x-encoder-fingerprint": fingerprint}
         languages: list[str | None]
         cut: dict[int, dict[str, Any]] = {}
@@ -72,15 +74,17 @@ def router(state: State) -> APIRouter:
                 )
         query = Query(
             k=body.k,
-            languages=frozenset(body.languages) if body.languages else None,
+            languages=chosen.languages,
+            filter=chosen.filter,
             exclude_query_language=body.exclude_query_language,
             per_language=body.per_language,
             score=body.score,
             score_threshold=body.score_threshold,
             exact=body.exact,
+            mutual=body.mutual,
         )
         started = time.monotonic()
-        found = await asyncio.to_thread(store.search, name, vectors, query, fingerprint, languages)
+        found = await asyncio.to_thread(store.explain, name, vectors, query, fingerprint, languages)
         seconds = time.monotonic() - started
         state.metrics.search_seconds.observe(seconds)
         state.metrics.searches.labels(name, body.score).inc(len(vectors))
@@ -88,7 +92,8 @@ def router(state: State) -> APIRouter:
         headers["server-timing"] = ", ".join(filter(None, [headers.get("server-timing"), timing]))
         return json_response(
             {
-                "results": [[asdict(hit) for hit in hits] for hits in found],
+                "results": [[asdict(hit) for hit in one.hits] for one in found],
+                "explanations": [_explanation(one) for one in found] if body.explain else None,
                 "query_languages": languages,
                 "query_truncations": cut,
                 "fingerprint": fingerprint,
@@ -97,6 +102,12 @@ def router(state: State) -> APIRouter:
         )
 
     return routes
+
+
+def _explanation(found: Explained) -> dict[str, Any]:
+    explained = asdict(found)
+    del explained["hits"]
+    return explained
 
 
 def _matrix(rows: Sequence[Sequence[float]], dim: int) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from service.store.protocol import Document, Vectors
 
 MAX_DIM = 16_384
 MAX_ID_BYTES = 512
+MAX_METADATA_DEPTH = 64
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LANGUAGE = re.compile(r"[A-Za-z0-9]{1,8}(-[A-Za-z0-9]{1,8})*")
 
@@ -44,12 +45,30 @@ def check_fingerprint(name: str, expected: str, found: str) -> None:
 
 
 def _encode_metadata(document: Document, item: int) -> str:
+    _check_depth(document.metadata, item)
     try:
         return json.dumps(document.metadata, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as e:
         raise InputError(
             f"metadata of document {item} must be what JSON can hold: {e}", item=item
         ) from e
+
+
+def _check_depth(metadata: object, item: int) -> None:
+    """Refuse nesting that could be written on a short stack and not be read on a longer one."""
+    level, depth = [metadata], 0
+    while level:
+        if depth > MAX_METADATA_DEPTH:
+            raise InputError(
+                f"metadata of document {item} may nest {MAX_METADATA_DEPTH} levels, not more",
+                item=item,
+                limit=MAX_METADATA_DEPTH,
+            )
+        inner: list[object] = []
+        for value in level:
+            inner += value.values() if isinstance(value, dict) else ()
+            inner += value if isinstance(value, list | tuple) else ()
+        level, depth = inner, depth + 1
 
 
 def check_document(document: Document, item: int) -> str:

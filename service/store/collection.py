@@ -8,28 +8,45 @@ search is repeated on the newer state, the last time while holding off the write
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from mexma.errors import CollectionNotFound, DocumentNotFound, InputError, StoreCorrupt
 from service.store.admission import check_document, check_fingerprint, unit_vectors
-from service.store.database import Database, Row
-from service.store.index import Snapshot
+from service.store.approximate import Approximate
+from service.store.backups import Backups
+from service.store.caretaker import Caretaker
+from service.store.cursors import Cursors
+from service.store.database import Database, Row, Transaction
+from service.store.gauges import RecallGauge
+from service.store.generations import Generations
+from service.store.index import Index, Snapshot
+from service.store.keeper import Keeper
+from service.store.memory import MemoryBudget
 from service.store.protocol import (
+    Backup,
     CollectionInfo,
     Document,
+    Explained,
+    Explanations,
     Hit,
     Hits,
     Ids,
     Outcomes,
+    Page,
     Query,
+    Selection,
     Vectors,
 )
-from service.store.ranking import Ranked, rank
+from service.store.ranking import Ranking, rank, selected
+from service.store.steps import reached
 from service.store.threads import ThreadBudget
 
 DATABASE = "documents.sqlite"
@@ -38,33 +55,55 @@ FREE_TRIES = 3
 T = TypeVar("T")
 
 
+class Means(NamedTuple):
+    """What the collections of one store share. recall_check_every: see RecallGauge."""
+
+    threads: ThreadBudget
+    memory: MemoryBudget
+    keeper: Keeper
+    recall_check_every: int
+
+
 class Collection:
     """An open collection directory. Thread-safe; raises CollectionNotFound once closed."""
 
-    def __init__(self, directory: Path, threads: ThreadBudget):
-        """Open `directory` and build the index from its rows.
+    def __init__(self, directory: Path, means: Means):
+        """Open `directory` and read its rows; searches are exact until there is an index.
 
         Raises StoreCorrupt where the database or any row does not verify.
         """
         self.directory = directory
+        self._cursors = Cursors(directory.name)
+        self._keeper = means.keeper
         self._database = Database.open(directory / DATABASE)
         self._writing = threading.Lock()
         self._closed = False
         try:
-            self._snapshot = self._built(threads)
+            self._snapshot = self._built(means.threads)
         except BaseException:
             self._database.close()
             raise
+        header = self._database.header
+        self._recall = RecallGauge(means.recall_check_every)
+        self._caretaker = Caretaker(
+            Generations(directory, header.dim, header.fingerprint),
+            means.memory,
+            current=lambda: self._snapshot,
+            publish=self._attach,
+            last_rid=self._database.last_rid,
+            stopped=lambda: self._closed or self._keeper.stopping,
+        )
+        self._wake()
 
     def _built(self, threads: ThreadBudget) -> Snapshot:
         header = self._database.header
         snapshot, none = Snapshot(header.dim, threads), np.empty(0, np.int64)
-        for rids, tags, vectors in self._database.scan():
+        for rows in self._database.scan():
             try:
-                units = unit_vectors(vectors, None, header.dim)
+                units = unit_vectors(rows.vectors, None, header.dim)
             except InputError as e:
                 raise StoreCorrupt(f"{self._database.path} holds a vector it refuses: {e}") from e
-            snapshot = snapshot.changed(none, rids, tags, units)
+            snapshot = snapshot.changed(none, rows.rids, rows.tags, units, rows.metadata)
         return snapshot
 
     @property
@@ -79,9 +118,29 @@ class Collection:
             fingerprint=header.fingerprint,
             count=len(snapshot),
             languages=snapshot.languages(),
-            index_state="exact",
+            index_state=self._caretaker.state(),
             created_at=header.created_at,
+            recall=self._recall.recall,
+            hubness=self._caretaker.hubness,
         )
+
+    def rows_indexed(self) -> int:
+        return self._caretaker.rows_indexed
+
+    def _attach(self, index: Approximate) -> None:
+        """Let searches ask this index, from the newest state on."""
+        with self._writing:
+            self._snapshot = self._snapshot.attaching(index)
+
+    def _publish(self, changed: Snapshot) -> None:
+        """Let readers see what has been committed."""
+        self._snapshot = changed
+        reached("write: published")
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._caretaker.is_due():
+            self._keeper.wake(("tend", self.directory), self._caretaker.tend)
 
     def upsert(self, documents: Sequence[Document], vectors: Vectors, fingerprint: str) -> Outcomes:
         header = self._database.header
@@ -103,9 +162,15 @@ class Collection:
                 transaction.delete(list(existing.values()))
                 rids = transaction.insert(winners, [metadata[i] for i in kept], vectors[kept])
                 dead = np.array(sorted(existing.values()), np.int64)
-                tags = [d.lang for d in winners]
-                changed = self._snapshot.changed(dead, rids, tags, units[kept])
-            self._snapshot = changed
+                changed = self._snapshot.changed(
+                    dead,
+                    rids,
+                    [d.lang for d in winners],
+                    units[kept],
+                    # As they will be read at the next start: tuples are lists, keys are text.
+                    [json.loads(metadata[i]) for i in kept],
+                )
+            self._publish(changed)
         seen = set(existing)
         outcomes: Outcomes = []
         for document in documents:
@@ -119,18 +184,58 @@ class Collection:
             self._check_open()
             with self._database.transaction() as transaction:
                 existing = transaction.rids(unique)
-                transaction.delete(list(existing.values()))
-                dead = np.array(sorted(existing.values()), np.int64)
-                none = np.empty((0, self._snapshot.dim), np.float32)
-                changed = self._snapshot.changed(dead, dead[:0], [], none)
-            self._snapshot = changed
+                changed = self._without(transaction, np.array(sorted(existing.values()), np.int64))
+            self._publish(changed)
         return [id for id in unique if id in existing]
+
+    def delete_where(self, selection: Selection) -> int:
+        with self._writing:
+            self._check_open()
+            dead = self._snapshot.rids[selected(self._snapshot, selection)]
+            with self._database.transaction() as transaction:
+                changed = self._without(transaction, dead)
+            self._publish(changed)
+        return len(dead)
+
+    def _without(self, transaction: Transaction, dead: Index) -> Snapshot:
+        """Delete rows; rids int64 `[n]`, ascending. Returns the state after it."""
+        transaction.delete(dead.tolist())
+        none = np.empty((0, self._snapshot.dim), np.float32)
+        return self._snapshot.changed(dead, dead[:0], [], none, [])
 
     def get(self, id: str) -> Document:
         row = self._read(lambda: self._database.row(id)) if _is_unicode(id) else None
         if row is None:
             raise DocumentNotFound(f"collection {self.name!r} holds no document {id[:80]!r}")
         return row.document()
+
+    def count(self, selection: Selection) -> int:
+        self._check_open()
+        return int(np.count_nonzero(selected(self._snapshot, selection)))
+
+    def scroll(
+        self, selection: Selection, limit: int, cursor: str | None, *, vectors: bool
+    ) -> Page:
+        if limit < 1:
+            raise InputError(f"limit must be at least 1, got {limit}")
+        after = 0 if cursor is None else self._cursors.read(cursor)
+
+        def page() -> Page | None:
+            snapshot = self._snapshot
+            rids = snapshot.rids[selected(snapshot, selection)]
+            rids = rids[np.searchsorted(rids, after, side="right") :]
+            wanted = rids[:limit].tolist()
+            rows = self._read(lambda: self._database.rows(wanted))
+            given = self._read(lambda: self._database.vectors(wanted)) if vectors else None
+            if len(rows) < len(wanted) or (given is not None and len(given) < len(wanted)):
+                return None
+            return Page(
+                [rows[rid].document() for rid in wanted],
+                None if given is None else _stacked([given[rid] for rid in wanted], snapshot.dim),
+                self._cursors.write(wanted[-1]) if len(rids) > limit else None,
+            )
+
+        return self._until_whole(page)
 
     def search(
         self,
@@ -139,29 +244,69 @@ class Collection:
         fingerprint: str,
         query_languages: Sequence[str | None] | None,
     ) -> Hits:
+        found = self.explain(vectors, query, fingerprint, query_languages)
+        return [one.hits for one in found]
+
+    def explain(
+        self,
+        vectors: Vectors,
+        query: Query,
+        fingerprint: str,
+        query_languages: Sequence[str | None] | None,
+    ) -> Explanations:
         header = self._database.header
         check_fingerprint(header.name, header.fingerprint, fingerprint)
         units = unit_vectors(vectors, None, header.dim)
-        languages = [None] * len(units) if query_languages is None else list(query_languages)
+        languages: list[str | None] = [None] * len(units)
+        if query_languages is not None:
+            languages = list(query_languages)
         if len(languages) != len(units):
             raise InputError(f"expected {len(units)} query languages, got {len(languages)}")
+
+        def found() -> Explanations | None:
+            snapshot = self._snapshot
+            rankings = rank(snapshot, units, query, languages)
+            wanted = sorted({hit.rid for ranking in rankings for hit in ranking.hits})
+            rows = self._read(lambda: self._database.rows(wanted))
+            if len(rows) < len(wanted):
+                return None
+            self._sample(snapshot, rankings[:1], units[:1], query, languages[:1])
+            return [_explained(ranking, rows, len(snapshot)) for ranking in rankings]
+
+        return self._until_whole(found)
+
+    def _sample(
+        self,
+        snapshot: Snapshot,
+        rankings: list[Ranking],
+        units: Vectors,
+        query: Query,
+        languages: list[str | None],
+    ) -> None:
+        """Have one search in so many compared with an exact one, when nobody waits for it."""
+        if not any(ranking.path == "approximate" for ranking in rankings):
+            return
+        if query.score == "cosine" and self._recall.is_due():
+            found = [hit.rid for hit in rankings[0].hits]
+            precise = replace(query, exact=True, mutual=False)
+
+            def exactly() -> list[int]:
+                return [hit.rid for hit in rank(snapshot, units, precise, languages)[0].hits]
+
+            self._keeper.wake(
+                ("recall", self.directory), lambda: self._recall.check(found, exactly)
+            )
+
+    def _until_whole(self, read: Callable[[], T | None]) -> T:
+        """The first result that is whole: None is one whose rows were deleted meanwhile."""
         for _ in range(FREE_TRIES):
-            if (hits := self._found(units, query, languages)) is not None:
-                return hits
+            if (result := read()) is not None:
+                return result
         with self._writing:
             self._check_open()
-            if (hits := self._found(units, query, languages)) is not None:
-                return hits
+            if (result := read()) is not None:
+                return result
         raise StoreCorrupt(f"{self._database.path} lacks rows that its index was built from")
-
-    def _found(self, units: Vectors, query: Query, languages: Sequence[str | None]) -> Hits | None:
-        """The hits, or None where a row was deleted before its text could be read."""
-        ranked = rank(self._snapshot, units, query, languages)
-        wanted = sorted({hit.rid for hits in ranked for hit in hits})
-        rows = self._read(lambda: self._database.rows(wanted))
-        if len(rows) < len(wanted):
-            return None
-        return [[_hit(hit, rows[hit.rid]) for hit in hits] for hits in ranked]
 
     def _read(self, read: Callable[[], T]) -> T:
         self._check_open()
@@ -175,25 +320,38 @@ class Collection:
         if self._closed:
             raise CollectionNotFound(f"there is no collection {self.name!r}")
 
+    def back_up(self, backups: Backups) -> Backup:
+        return self._read(lambda: backups.make(self._database, self.directory))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing is written meanwhile."""
+        with self._writing:
+            self._check_open()
+            yield
+
+    def end(self) -> None:
+        """Release the files; only while it is held."""
+        # First of all: a reader that fails because of this must find the reason.
+        self._closed = True
+        self._database.close()
+        self._caretaker.forget()
+
     def close(self) -> None:
         """Wait for the writer, then release the files."""
-        self._release(lambda: None)
+        with self.held():
+            self.end()
 
     def retire(self, away: Path) -> None:
         """Rename the directory to `away` while nothing can be written, then release the files."""
-        self._release(lambda: self.directory.rename(away))
-
-    def _release(self, first: Callable[[], object]) -> None:
-        with self._writing:
-            self._check_open()
-            # Before the rename: a reader that fails because of it must find the reason.
+        with self.held():
             self._closed = True
             try:
-                first()
+                self.directory.rename(away)
             except BaseException:
                 self._closed = False
                 raise
-            self._database.close()
+            self.end()
 
 
 def _is_unicode(id: str) -> bool:
@@ -205,6 +363,23 @@ def _is_unicode(id: str) -> bool:
     return True
 
 
-def _hit(ranked: Ranked, row: Row) -> Hit:
-    d = row.document()
-    return Hit(d.id, d.text, d.lang, ranked.score, ranked.cosine, d.metadata)
+def _stacked(vectors: list[Vectors], dim: int) -> Vectors:
+    return np.stack(vectors) if vectors else np.empty((0, dim), np.float32)
+
+
+def _explained(ranking: Ranking, rows: dict[int, Row], documents: int) -> Explained:
+    hits = []
+    for ranked in ranking.hits:
+        d = rows[ranked.rid].document()
+        hits.append(
+            Hit(d.id, d.text, d.lang, ranked.score, ranked.terms.cosine, d.metadata, ranked.mutual)
+        )
+    return Explained(
+        hits,
+        ranking.path,
+        documents,
+        ranking.matching,
+        ranking.matching / documents if documents else 1.0,
+        ranking.candidates,
+        [ranked.terms for ranked in ranking.hits],
+    )

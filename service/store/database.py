@@ -4,7 +4,8 @@
     Database.open(path)              an existing one, or StoreCorrupt naming it
     database.transaction()           one writer: all of it is durable on return, or none of it happened
     database.rows(rids) / row(id)    readers, not held up by the writer (WAL)
-    database.scan()                  all vectors, every row checked against its checksum
+    database.vectors(rids)           of rows, as they were given
+    database.scan()                  all there is to search by, every row checked against its checksum
 
 A row is never changed: an update deletes it and inserts another under a rid that was never used
 before. So a rid means one text and one vector for ever, whoever remembers it, and rids are also
@@ -17,10 +18,11 @@ Refuses to know: FAISS, languages, ranking.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,13 +30,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mexma.errors import StoreCorrupt, StoreError
+from mexma.errors import StoreCorrupt, StoreError, StoreFailed
 from service.store.index import Index
 from service.store.protocol import Document, Vectors
+from service.store.steps import reached
 
 APPLICATION_ID = 0x4D58_4D41  # "MXMA", in the file's header: what kind of SQLite file this is
 SCHEMA_VERSION = 1
 SCAN_ROWS = 4_096
+BACKUP_PAGES = 1_024
 VARIABLES = 500  # SQLite's own limit on "?" in a statement was 999 before 3.32
 
 SELECT_ROW = "SELECT rid, id, lang, text, metadata FROM documents"
@@ -77,6 +81,15 @@ class Row(NamedTuple):
         return Document(self.id, self.text, self.lang, json.loads(self.metadata))
 
 
+class Scanned(NamedTuple):
+    """Some rows: rids int64 `[n]`, language tags, vectors float32 `[n, dim]`, metadata."""
+
+    rids: Index
+    tags: list[str]
+    vectors: Vectors
+    metadata: list[dict[str, Any]]
+
+
 def checksum(id: str, lang: str, text: str, metadata: str, vector: bytes) -> int:
     """CRC-32 over a row's content; SQLite itself does not notice a flipped bit in a value."""
     value = 0
@@ -96,7 +109,7 @@ def translated(path: Path) -> Iterator[None]:
         code = getattr(e, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise StoreCorrupt(f"{path} must be an intact database, SQLite says: {e}") from e
-        raise StoreError(f"{path} cannot be read or written, SQLite says: {e}") from e
+        raise StoreFailed(f"{path} cannot be read or written, SQLite says: {e}") from e
 
 
 class Transaction:
@@ -117,15 +130,13 @@ class Transaction:
 
     def delete(self, rids: Sequence[int]) -> None:
         self._connection.executemany("DELETE FROM documents WHERE rid = ?", [(r,) for r in rids])
+        reached("write: rows deleted")
 
     def insert(
         self, documents: Sequence[Document], metadata: Sequence[str], vectors: Vectors
     ) -> Index:
         """Add rows for ids that do not exist. Returns their rids, int64 `[n]`, ascending."""
-        last = self._connection.execute(
-            "SELECT seq FROM sqlite_sequence WHERE name = 'documents'"
-        ).fetchone()
-        first = (last[0] if last else 0) + 1
+        first = _last_rid(self._connection) + 1
         rids = np.arange(first, first + len(documents), dtype=np.int64)
         blobs = [vector.astype("<f4", copy=False).tobytes() for vector in vectors]
         self._connection.executemany(
@@ -136,6 +147,7 @@ class Transaction:
                 for rid, d, m, b in zip(rids.tolist(), documents, metadata, blobs, strict=True)
             ],
         )
+        reached("write: rows inserted")
         return rids
 
 
@@ -190,8 +202,10 @@ class Database:
         with translated(self.path):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
+                reached("write: begun")
                 yield Transaction(self._writer)
                 self._writer.execute("COMMIT")
+                reached("write: committed")
             except BaseException:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
@@ -219,8 +233,23 @@ class Database:
             found = connection.execute(f"{SELECT_ROW} WHERE id = ?", [id]).fetchone()
         return Row(*found) if found else None
 
-    def scan(self) -> Iterator[tuple[Index, list[str], Vectors]]:
-        """All rows by rid, in parts: rids int64 `[n]`, tags, vectors float32 `[n, dim]`.
+    def vectors(self, rids: Sequence[int]) -> dict[int, Vectors]:
+        """The vectors, float32 `[dim]` each, of those of the rows that exist."""
+        found: dict[int, Vectors] = {}
+        with translated(self.path), self._reading() as connection:
+            for rid in rids:
+                row = connection.execute("SELECT vector FROM documents WHERE rid = ?", [rid])
+                for (blob,) in row:
+                    found[rid] = np.frombuffer(blob, "<f4").astype(np.float32, copy=False)
+        return found
+
+    def last_rid(self) -> int:
+        """The highest rid that was ever given, 0 before the first."""
+        with translated(self.path), self._reading() as connection:
+            return _last_rid(connection)
+
+    def scan(self) -> Iterator[Scanned]:
+        """All rows by rid, in parts.
 
         Raises StoreCorrupt at the first row that does not verify.
         """
@@ -236,11 +265,39 @@ class Database:
                             f"{self.path} holds row {rid} whose content does not match its checksum"
                         )
                 vectors = np.frombuffer(b"".join(row[5] for row in rows), "<f4")
-                yield (
+                yield Scanned(
                     np.array([row[0] for row in rows], np.int64),
                     [row[2] for row in rows],
                     vectors.astype(np.float32, copy=False).reshape(len(rows), -1),
+                    [json.loads(row[4]) for row in rows],
                 )
+
+    def copy_to(self, path: Path, progress: Callable[[int, int], object] | None = None) -> int:
+        """Write all of it, as of one moment, into a new file, durably. Returns its documents.
+
+        progress: called with the pages done and the pages there are.
+        """
+        with translated(path), self._reading() as connection:
+            copy = sqlite3.connect(path, isolation_level=None)
+            # A read transaction keeps the copy at its moment: without it, SQLite begins anew
+            # whenever the writer commits between two parts. The write-ahead log grows meanwhile.
+            connection.execute("BEGIN")
+            try:
+                connection.execute("SELECT count(*) FROM header").fetchone()
+                connection.backup(
+                    copy,
+                    pages=BACKUP_PAGES,
+                    progress=lambda _, left, total: progress and progress(total - left, total),
+                )
+                count = int(copy.execute("SELECT count(*) FROM documents").fetchone()[0])
+                # So that it is one file, whose hash is that of the collection.
+                copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                copy.close()
+                connection.execute("ROLLBACK")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return count
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -288,6 +345,11 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _last_rid(connection: sqlite3.Connection) -> int:
+    last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'documents'").fetchone()
+    return int(last[0]) if last else 0
 
 
 def _read_header(path: Path, connection: sqlite3.Connection) -> Header:

@@ -1,32 +1,19 @@
 """The embedded store: a directory of collections, each an SQLite file with an index in memory.
 
-    root/
-        .lock                    held by the one process that has the store open
-        demo.5f1c0a9e/           collection "demo"; the suffix makes every incarnation's path its own
-            documents.sqlite
-        .new-…                   being created: never served, removed at start
-        .gone-…                  dropped: never served, removed at start
-
-Create and drop are one rename each, of a directory that is complete, so a kill at any point
-leaves either the one or the other. The suffix is there because SQLite removes its write-ahead
-log by path when a file's last connection closes: a search still running on a dropped collection
-must not take away the log of a new one of the same name.
-
 A collection that cannot be opened stays, listed as corrupt: each use of it raises, none of the
-others is touched, and it is never mistaken for an empty one.
+others is touched, and it is never mistaken for an empty one. `folders.py` draws the directory.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import secrets
 import shutil
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from mexma.errors import (
     CollectionExists,
@@ -34,14 +21,35 @@ from mexma.errors import (
     FingerprintMismatch,
     StoreCorrupt,
     StoreError,
+    StoreFailed,
 )
-from service.store.admission import NAME, check_dim, check_name
-from service.store.collection import DATABASE, Collection
+from service.store import backups
+from service.store.admission import check_dim, check_name
+from service.store.backups import Backups
+from service.store.collection import DATABASE, Collection, Means
 from service.store.database import Database, Header
-from service.store.protocol import CollectionInfo, Document, Hits, Ids, Outcomes, Query, Vectors
+from service.store.durable import sync
+from service.store.folders import Folders, successor_of, write_succession
+from service.store.keeper import Keeper
+from service.store.memory import MemoryBudget
+from service.store.protocol import (
+    Backup,
+    BackupList,
+    CollectionInfo,
+    Document,
+    Explanations,
+    Hits,
+    Ids,
+    Outcomes,
+    Page,
+    Query,
+    Selection,
+    Vectors,
+)
+from service.store.steps import reached
 from service.store.threads import ThreadBudget
 
-NEW, GONE = ".new-", ".gone-"
+T = TypeVar("T")
 
 
 class LocalStore:
@@ -49,19 +57,32 @@ class LocalStore:
 
     threads: how many may scan vectors at one time, all searches together; None is one per
     core this process may use. Fewer leaves cores to inference, whose own pool does not know of
-    these; more than there are cores makes every search slower.
+    these; more than there are cores makes every search slower. index_memory_bytes: what all
+    approximate indexes may take; a collection for which too little is left stays exact.
+    recall_check_every: one in so many approximate searches is also done exactly, later, for
+    CollectionInfo.recall; 0 does none.
 
     Raises StoreError where another process, or another LocalStore, has the root open.
     """
 
-    def __init__(self, root: Path, *, threads: int | None = None):
+    def __init__(
+        self,
+        root: Path,
+        *,
+        threads: int | None = None,
+        index_memory_bytes: int = 4 << 30,
+        recall_check_every: int = 1_000,
+    ):
         self.root = root
-        self._threads = ThreadBudget(threads or len(os.sched_getaffinity(0)))
+        budget = ThreadBudget(threads or len(os.sched_getaffinity(0)))
         self._changing = threading.Lock()  # the set of collections
         self._open: dict[str, Collection] = {}
-        self._damaged: dict[str, tuple[Path, StoreError]] = {}
-        root.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(root)
+        self._damaged: dict[str, tuple[list[Path], StoreError]] = {}
+        self._folders = Folders(root)
+        self._lock = self._folders.lock()
+        self._means = Means(
+            budget, MemoryBudget(index_memory_bytes), Keeper(budget.total), recall_check_every
+        )
         try:
             self._load()
         except BaseException:
@@ -69,27 +90,31 @@ class LocalStore:
             raise
 
     def _load(self) -> None:
-        for directory in sorted(self.root.iterdir()):
-            if directory.name.startswith((NEW, GONE)):
-                shutil.rmtree(directory, ignore_errors=True)
-                continue
-            name, dot, _ = directory.name.rpartition(".")
-            if not dot or not NAME.fullmatch(name) or not directory.is_dir():
-                continue
+        self._folders.remove_leftovers()
+        for name, folders in self._folders.collections().items():
             try:
-                if name in self._open or name in self._damaged:
-                    raise StoreCorrupt(f"{self.root} must hold {name!r} once, it holds it twice")
-                collection = Collection(directory, self._threads)
-                if collection.name != name:
-                    collection.close()
-                    raise StoreCorrupt(
-                        f"{directory} must hold {name!r}, it holds {collection.name!r}"
-                    )
-                self._open[name] = collection
+                self._open[name] = self._opened(name, folders)
             except StoreError as e:
-                if twin := self._open.pop(name, None):
-                    twin.close()
-                self._damaged[name] = (directory, e)
+                self._damaged[name] = (folders, e)
+
+    def _opened(self, name: str, folders: list[Path]) -> Collection:
+        """The collection of these folders; a restore that was cut off after its rename is finished."""
+        folder = folders[0] if len(folders) == 1 else successor_of(folders)
+        if folder is None:
+            raise StoreCorrupt(f"{self.root} must hold {name!r} once, it holds it twice")
+        collection = Collection(folder, self._means)
+        if collection.name != name:
+            collection.close()
+            raise StoreCorrupt(f"{folder} must hold {name!r}, it holds {collection.name!r}")
+        self._discard([path for path in folders if path != folder])
+        return collection
+
+    def _discard(self, folders: list[Path]) -> None:
+        """Remove folders; by a rename first, so that no half of one is taken for a collection."""
+        gone = [folder.rename(self._folders.gone(folder)) for folder in folders]
+        sync(self.root)
+        for path in gone:
+            shutil.rmtree(path, ignore_errors=True)  # what resists is removed at the next start
 
     def _collection(self, name: str) -> Collection:
         check_name(name)
@@ -98,6 +123,17 @@ class LocalStore:
         if collection := self._open.get(name):
             return collection
         raise CollectionNotFound(f"there is no collection {name!r}")
+
+    def _on(self, name: str, use: Callable[[Collection], T]) -> T:
+        """Use a collection, or the one that takes its place in that moment."""
+        collection = self._collection(name)
+        try:
+            return use(collection)
+        except CollectionNotFound:
+            successor = self._open.get(name)
+            if successor is None or successor is collection:
+                raise
+            return use(successor)
 
     def create(self, name: str, dim: int, fingerprint: str) -> CollectionInfo:
         check_name(name)
@@ -110,27 +146,26 @@ class LocalStore:
             return collection.info()
 
     def _created(self, name: str, dim: int, fingerprint: str) -> Collection:
-        suffix = secrets.token_hex(4)
-        new, final = self.root / f"{NEW}{name}.{suffix}", self.root / f"{name}.{suffix}"
+        new, final = self._folders.fresh(name)
         try:
             new.mkdir()
             now = datetime.now(UTC).isoformat(timespec="seconds")
             Database.create(new / DATABASE, Header(name, dim, fingerprint, now))
-            _sync(new)
+            sync(new)
             new.rename(final)
-            _sync(self.root)
-            return Collection(final, self._threads)
+            sync(self.root)
+            return Collection(final, self._means)
         except (OSError, StoreError) as e:
             # Renamed back first: were it left, the next attempt would make the name exist twice.
             with suppress(OSError):
                 final.rename(new)
             shutil.rmtree(new, ignore_errors=True)
-            raise StoreError(f"collection {name!r} cannot be created in {self.root}: {e}") from e
+            raise StoreFailed(f"collection {name!r} cannot be created in {self.root}: {e}") from e
 
     def list(self) -> list[CollectionInfo]:
-        with self._changing:
-            found = [collection.info() for collection in self._open.values()]
-            damaged = [CollectionInfo(n, 0, "", 0, {}, "corrupt", "") for n in self._damaged]
+        # Not under the lock: a restore holds it while it reads all rows.
+        found = [collection.info() for collection in [*self._open.values()]]
+        damaged = [CollectionInfo(n, 0, "", 0, {}, "corrupt", "") for n in [*self._damaged]]
         return sorted(found + damaged, key=lambda info: info.name)
 
     def describe(self, name: str) -> CollectionInfo:
@@ -140,29 +175,47 @@ class LocalStore:
         check_name(name)
         with self._changing:
             self._check_open()
-            gone = self.root / f"{GONE}{name}.{secrets.token_hex(4)}"
             try:
                 if damaged := self._damaged.get(name):
-                    damaged[0].rename(gone)
+                    self._discard(damaged[0])
                     del self._damaged[name]
-                else:
-                    self._collection(name).retire(gone)
-                    del self._open[name]
-                _sync(self.root)
+                    return
+                collection = self._collection(name)
+                gone = self._folders.gone(collection.directory)
+                collection.retire(gone)
+                del self._open[name]
+                sync(self.root)
             except OSError as e:
-                raise StoreError(f"collection {name!r} cannot be dropped: {e}") from e
+                raise StoreFailed(f"collection {name!r} cannot be dropped: {e}") from e
         shutil.rmtree(gone, ignore_errors=True)  # what resists is removed at the next start
 
     def upsert(
         self, name: str, documents: Sequence[Document], vectors: Vectors, fingerprint: str
     ) -> Outcomes:
-        return self._collection(name).upsert(documents, vectors, fingerprint)
+        return self._on(name, lambda c: c.upsert(documents, vectors, fingerprint))
 
     def delete(self, name: str, ids: Sequence[str]) -> Ids:
-        return self._collection(name).delete(ids)
+        return self._on(name, lambda c: c.delete(ids))
+
+    def delete_where(self, name: str, selection: Selection) -> int:
+        return self._on(name, lambda c: c.delete_where(selection))
 
     def get(self, name: str, id: str) -> Document:
-        return self._collection(name).get(id)
+        return self._on(name, lambda c: c.get(id))
+
+    def count(self, name: str, selection: Selection) -> int:
+        return self._on(name, lambda c: c.count(selection))
+
+    def scroll(
+        self,
+        name: str,
+        selection: Selection,
+        limit: int,
+        cursor: str | None = None,
+        *,
+        vectors: bool = False,
+    ) -> Page:
+        return self._on(name, lambda c: c.scroll(selection, limit, cursor, vectors=vectors))
 
     def search(
         self,
@@ -172,9 +225,91 @@ class LocalStore:
         fingerprint: str,
         query_languages: Sequence[str | None] | None = None,
     ) -> Hits:
-        return self._collection(name).search(vectors, query, fingerprint, query_languages)
+        return self._on(name, lambda c: c.search(vectors, query, fingerprint, query_languages))
+
+    def explain(
+        self,
+        name: str,
+        vectors: Vectors,
+        query: Query,
+        fingerprint: str,
+        query_languages: Sequence[str | None] | None = None,
+    ) -> Explanations:
+        return self._on(name, lambda c: c.explain(vectors, query, fingerprint, query_languages))
+
+    def back_up(self, name: str) -> Backup:
+        self._collection(name)
+        return self._on(name, lambda c: c.back_up(Backups(self.root, name)))
+
+    def backups(self, name: str) -> BackupList:
+        check_name(name)
+        return Backups(self.root, name).all()
+
+    def remove_backup(self, name: str, id: str) -> None:
+        check_name(name)
+        Backups(self.root, name).remove(id)
+
+    def restore(self, name: str, id: str) -> CollectionInfo:
+        check_name(name)
+        return self.restore_from(name, Backups(self.root, name).find(id))
+
+    def restore_from(
+        self, name: str, backup: Path, progress: Callable[[int], object] | None = None
+    ) -> CollectionInfo:
+        """As `restore`, from a backup's folder anywhere. progress: called with bytes copied."""
+        check_name(name)
+        new, final = self._folders.fresh(name)
+        try:
+            new.mkdir()
+            reached("restore: folder made")
+            found = backups.unpack(backup, new, progress)
+            if found.collection != name:
+                raise StoreError(f"{backup} is of collection {found.collection!r}, not {name!r}")
+            reached("restore: files copied")
+            with self._changing:
+                self._check_open()
+                return self._succeeded(name, new, final).info()
+        except OSError as e:
+            raise StoreFailed(f"collection {name!r} cannot be restored: {e}") from e
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def _succeeded(self, name: str, new: Path, final: Path) -> Collection:
+        """Put the complete folder `new` in the place of what has this name now, if anything."""
+        old = self._open.get(name)
+        predecessors = [old.directory] if old else self._damaged.get(name, ([], None))[0]
+        if predecessors:
+            write_succession(new, predecessors)
+        reached("restore: succession written")
+        # Whoever wants to write waits, and then writes into the successor.
+        with old.held() if old else nullcontext():
+            new.rename(final)
+            reached("restore: renamed")
+            try:
+                sync(self.root)
+                reached("restore: durable")
+                successor = Collection(final, self._means)
+            except BaseException:
+                final.rename(new)
+                raise
+            self._open[name] = successor
+            self._damaged.pop(name, None)
+            if old:
+                old.end()
+        self._discard(predecessors)
+        reached("restore: predecessor renamed")
+        return successor
+
+    def settle(self, timeout_s: float | None = None) -> bool:
+        """Wait until all that is done in the background has been done. Whether it has."""
+        return self._means.keeper.settle(timeout_s)
+
+    def rows_indexed(self, name: str) -> int:
+        """How many rows the index that is being made has so far."""
+        return self._collection(name).rows_indexed()
 
     def close(self) -> None:
+        self._means.keeper.close()
         with self._changing:
             while self._open:
                 self._open.popitem()[1].close()
@@ -204,31 +339,3 @@ def _same(info: CollectionInfo, dim: int, fingerprint: str) -> CollectionInfo:
 def _again(error: StoreError) -> StoreError:
     """A fresh copy: one exception object raised by many threads would gather their tracebacks."""
     return type(error)(str(error))
-
-
-def _locked(root: Path) -> int:
-    """Take the root's lock. Returns the descriptor that holds it, until it is closed or dies."""
-    descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    except BlockingIOError as e:
-        holder = os.pread(descriptor, 32, 0).decode() or "unknown"
-        os.close(descriptor)
-        raise StoreError(
-            f"a store has one process at a time, {root} is open in process {holder}"
-        ) from e
-    except BaseException:
-        with suppress(OSError):
-            os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

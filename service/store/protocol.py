@@ -2,8 +2,10 @@
 
     Store            the contract; `tests/service/store/test_contract.py` is its meaning in code
     Document         what goes in and comes back
+    Selection        which documents: by language and by metadata (service/store/filters.py)
     Query            how to search: filters, ranking, how many
-    Hit              one answer
+    Hit              one answer; Explained says how it was found
+    Page             some documents of all, and where to go on
     CollectionInfo   what a collection says about itself
 
 Refuses to know: FAISS, SQLite, HTTP, the encoder. A store is synchronous and thread-safe: any
@@ -23,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma.errors import InputError
+from service.store.filters import Filter
 
 Vectors = NDArray[np.float32]
 Score = Literal["cosine", "margin"]
@@ -65,8 +68,11 @@ class CollectionInfo:
     """dim: components of a vector. fingerprint: of the encoder all vectors come from.
 
     count: documents. languages: stored tag -> documents. index_state: "exact" when every
-    search compares all vectors; "corrupt" when the collection's data does not verify, and
-    then the other numbers are empty and any use raises StoreCorrupt. created_at: RFC 3339, UTC.
+    search compares all vectors; "building" when it does so for as long as an index is being made;
+    "approximate" when there is one to ask; "corrupt" when the collection's data does not verify,
+    and then the other numbers are empty and any use raises StoreCorrupt. created_at: RFC 3339,
+    UTC. recall: of the exact answer, what approximate searches found lately, 0 to 1. hubness:
+    skewness of how often documents are near to others, 0 without hubs. Both None where unknown.
     """
 
     name: str
@@ -74,8 +80,22 @@ class CollectionInfo:
     fingerprint: str
     count: int
     languages: dict[str, int]
-    index_state: str
+    index_state: Literal["exact", "building", "approximate", "corrupt"]
     created_at: str
+    recall: float | None = None
+    hubness: float | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which documents are meant: those that pass both.
+
+    languages: only documents whose tag matches one of these; None is all, empty is none.
+    filter: a condition on the metadata; None is no condition.
+    """
+
+    languages: frozenset[str] | None = None
+    filter: Filter | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +104,7 @@ class Query:
 
     k: hits wanted per row, or per row and language with `per_language`. There are always k
     where k documents pass the filters and the threshold.
-    languages: only documents whose tag matches one of these; None is all, empty is none.
+    languages, filter: which documents may be found, as in Selection.
     exclude_query_language: a row whose language is known finds no document of the same
     primary subtag. A row of language None or "und" excludes nothing.
     per_language: k hits for each primary subtag among the documents that pass the filters;
@@ -96,6 +116,9 @@ class Query:
     the query's; what is divided by is at least 0.05. Only the best max(10 k, 100) by cosine
     (per language with `per_language`) are ranked by margin, unless `exact`.
     score_threshold: lowest `score` to return, in the units of `score`.
+    mutual: find out for each hit whether it and the query are nearest to each other: no other
+    document is nearer to the hit than the query is. Where the row's language is known, only
+    documents of its primary subtag count as others: the question of bitext mining.
     exact: leave nothing out for speed: no approximate index, and a margin for every document.
     """
 
@@ -106,6 +129,8 @@ class Query:
     score: Score = "cosine"
     score_threshold: float | None = None
     exact: bool = False
+    filter: Filter | None = None
+    mutual: bool = False
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -118,7 +143,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Hit:
-    """score: what the hits were ranked by, cosine or margin. cosine: always the cosine."""
+    """score: what the hits were ranked by, cosine or margin. cosine: always the cosine.
+
+    mutual: as asked for by Query.mutual, else None.
+    """
 
     id: str
     text: str
@@ -126,11 +154,71 @@ class Hit:
     score: float
     cosine: float
     metadata: dict[str, Any]
+    mutual: bool | None = None
+
+
+Path = Literal["exact", "filtered_exact", "approximate"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a hit's score is made of. around_query, around_document: the mean cosines that a
+    margin divides by; None when ranked by cosine."""
+
+    cosine: float
+    around_query: float | None
+    around_document: float | None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One row's hits and how they were found.
+
+    path: "exact" when all documents were compared, "filtered_exact" when all that pass the
+    filters were, "approximate" when an index proposed candidates. documents: in the collection;
+    matching: of these, that pass the filters; selectivity: their ratio, 1 for an empty
+    collection. candidates: documents whose stored vectors were compared with the query's.
+    terms: one per hit.
+    """
+
+    hits: list[Hit]
+    path: Path
+    documents: int
+    matching: int
+    selectivity: float
+    candidates: int
+    terms: list[Terms]
+
+
+@dataclass(frozen=True)
+class Page:
+    """documents: in the order in which they were last written. vectors: float32 `[n, dim]` as
+    they were given, None unless asked for. cursor: where to go on, None at the end."""
+
+    documents: list[Document]
+    vectors: Vectors | None
+    cursor: str | None
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A copy of a collection as of one moment. count: documents. bytes: on disk, where nothing
+    is shared with the collection. created_at: RFC 3339, UTC."""
+
+    id: str
+    collection: str
+    created_at: str
+    count: int
+    dim: int
+    fingerprint: str
+    bytes: int
 
 
 # `Store.list` hides the builtin inside the class, so the types it returns are named out here.
 Outcomes = list[Outcome]
 Hits = list[list[Hit]]
+Explanations = list[Explained]
+BackupList = list[Backup]
 Ids = list[str]
 
 
@@ -178,8 +266,33 @@ class Store(Protocol):
         """Remove all these documents together. Returns the ids that existed, in the order asked."""
         ...
 
+    def delete_where(self, name: str, selection: Selection) -> int:
+        """Remove all selected documents together. Returns how many."""
+        ...
+
     def get(self, name: str, id: str) -> Document:
         """One document; raises DocumentNotFound."""
+        ...
+
+    def count(self, name: str, selection: Selection) -> int:
+        """How many documents are selected."""
+        ...
+
+    def scroll(
+        self,
+        name: str,
+        selection: Selection,
+        limit: int,
+        cursor: str | None = None,
+        *,
+        vectors: bool = False,
+    ) -> Page:
+        """The next `limit` selected documents after `cursor`, from the beginning without one.
+
+        A document that stays as it is between the first page and the last is on exactly one of
+        them; one written meanwhile is on the last pages, anew. A cursor says where to go on and
+        nothing else, and may be used again; one that is not of this collection raises InputError.
+        """
         ...
 
     def search(
@@ -196,6 +309,38 @@ class Store(Protocol):
         All rows and hits of a call come from one state of the collection. Equal scores come
         in the order in which the documents were last written.
         """
+        ...
+
+    def explain(
+        self,
+        name: str,
+        vectors: Vectors,
+        query: Query,
+        fingerprint: str,
+        query_languages: Sequence[str | None] | None = None,
+    ) -> Explanations:
+        """What `search` finds, and how, per row."""
+        ...
+
+    def back_up(self, name: str) -> Backup:
+        """Copy a collection as of one moment, while it is read and written; durable on return."""
+        ...
+
+    def backups(self, name: str) -> BackupList:
+        """The backups of a collection, which need not exist any more, oldest first."""
+        ...
+
+    def restore(self, name: str, id: str) -> CollectionInfo:
+        """Put a backup in the place of the collection, damaged or dropped ones too.
+
+        What was written since the backup is gone. Searches are answered by the one or the other
+        throughout; a kill leaves the one or the other. Raises BackupNotFound, and StoreCorrupt
+        for a backup that does not verify; then the collection is as it was.
+        """
+        ...
+
+    def remove_backup(self, name: str, id: str) -> None:
+        """Raises BackupNotFound."""
         ...
 
     def close(self) -> None:

@@ -122,7 +122,10 @@ def test_margin_ranks_by_the_margin_and_keeps_the_cosine(cats):
 
 def test_the_metrics_count_documents_of_collections_that_exist(cats):
     assert 'mexma_collection_documents{collection="cats"} 4.0' in cats.get("/metrics").text
+    state = 'mexma_collection_index{collection="cats",state="exact"} 1.0'
+    assert state in cats.get("/metrics").text
     cats.delete("/v1/collections/cats")
+    assert "mexma_collection_index{" not in cats.get("/metrics").text
     assert "mexma_collection_documents{" not in cats.get("/metrics").text
 
 
@@ -215,3 +218,75 @@ def test_vectors_in_the_store_are_those_of_the_encoder(cats):
         (float(query @ FakeEncoder().vector(d["text"])) for d in DOCUMENTS), reverse=True
     )
     np.testing.assert_allclose([h["cosine"] for h in hits], expected, atol=1e-5)
+
+
+def test_filters_count_scroll_and_delete_by_filter(cats):
+    third = {"field": "page", "eq": 3}
+    [hits] = search(cats, queries=["Katzen"], filter=third)["results"]
+    assert [h["id"] for h in hits] == ["de-1"]
+    [hits] = search(cats, queries=["Katzen"], filter={"not": third}, languages=["fi", "de"])[
+        "results"
+    ]
+    assert [h["id"] for h in hits] == ["fi-1"]
+    documents = "/v1/collections/cats/documents"
+    assert cats.post(f"{documents}/count", json={}).json() == {"count": 4}
+    assert cats.post(f"{documents}/count", json={"filter": third}).json() == {"count": 1}
+    seen, cursor = [], None
+    while not seen or cursor:
+        page = cats.post(f"{documents}/scroll", json={"limit": 3, "cursor": cursor}).json()
+        seen, cursor = seen + page["documents"], page["cursor"]
+    assert [d["id"] for d in seen] == [d["id"] for d in DOCUMENTS]
+    assert seen[1]["metadata"] == {"page": 3}
+    body = {"filter": third, "languages": ["de"]}
+    assert cats.request("delete", documents, json=body).json() == {"deleted": 1}
+    assert cats.request("delete", documents, json=body).json() == {"deleted": 0}
+    assert cats.post(f"{documents}/count", json={}).json() == {"count": 3}
+
+
+def test_what_filters_refuse(cats):
+    documents = "/v1/collections/cats/documents"
+    bad = {"and": [{"field": "page", "gte": [3]}]}
+    for status_of in (
+        lambda: refused(cats, 422, queries=["x"], filter=bad),
+        lambda: refused(cats, 422, f"{documents}/count", filter=bad),
+        lambda: refused(cats, 422, f"{documents}/scroll", filter=bad),
+        lambda: refused(cats, 422, documents, "delete", filter=bad),
+    ):
+        assert "filter.and[0].gte: expected text, a finite number" in status_of()
+    assert "found none" in refused(cats, 422, documents, "delete")
+    both = refused(cats, 422, documents, "delete", ids=["en-1"], languages=["en"])
+    assert "found ids beside a selection" in both
+    assert "cursor" in refused(cats, 422, f"{documents}/scroll", cursor="beginning")
+    assert "limit" in refused(cats, 422, f"{documents}/scroll", limit=0)
+    assert "nowhere" in refused(cats, 404, "/v1/collections/nowhere/documents/count")
+    assert cats.get("/v1/collections/cats").json()["count"] == 4
+
+
+def test_a_search_explains_itself(cats):
+    plain = search(cats, queries=["Katzen"], score="margin", k=2)
+    assert plain["explanations"] is None
+    assert {h["mutual"] for h in plain["results"][0]} == {None}
+    told = search(cats, queries=["Katzen"], score="margin", k=2, explain=True, mutual=True)
+    [explanation] = told["explanations"]
+    assert explanation["path"] == "exact"
+    assert (explanation["documents"], explanation["matching"]) == (4, 4)
+    assert {h["mutual"] for h in told["results"][0]} <= {True, False}
+    for hit, terms in zip(told["results"][0], explanation["terms"], strict=True):
+        around = (terms["around_query"] + terms["around_document"]) / 2
+        assert hit["score"] == pytest.approx(terms["cosine"] / around, rel=1e-4)
+
+
+def test_snapshots(cats):
+    snapshots = "/v1/collections/cats/snapshots"
+    assert cats.get(snapshots).json() == {"snapshots": []}
+    made = cats.post(snapshots).json()
+    assert (made["collection"], made["count"], made["dim"]) == ("cats", 4, 16)
+    assert cats.get(snapshots).json() == {"snapshots": [made]}
+    cats.delete("/v1/collections/cats")
+    assert refused(cats, 404, snapshots)
+    restored = cats.post(f"{snapshots}/{made['id']}/restore")
+    assert restored.json()["count"] == 4, restored.text
+    assert search(cats, queries=["I have two cats."], k=1)["results"][0][0]["id"] == "en-1"
+    assert cats.delete(f"{snapshots}/{made['id']}").status_code == 204
+    assert "no snapshot" in refused(cats, 404, f"{snapshots}/{made['id']}/restore")
+    assert "no snapshot" in refused(cats, 404, f"{snapshots}/x", "delete")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mexma.errors import (
+    BackupNotFound,
     CollectionExists,
     CollectionNotFound,
     DocumentNotFound,
@@ -13,7 +14,8 @@ from mexma.errors import (
     InputError,
     UnencodableText,
 )
-from service.store.protocol import Document, Query, matches, primary
+from service.store.filters import parse
+from service.store.protocol import Document, Query, Selection, Terms, matches, primary
 
 PRINT = "encoder-a"
 
@@ -365,3 +367,171 @@ def test_what_is_returned_is_the_callers_own(store):
     assert hit.metadata == {"n": "a"}
     [[again]] = store.search("c", vectors([1, 0]), Query(), PRINT)
     assert again == hit
+
+
+def test_metadata_filters(store):
+    fill(store, {id: ("en" if id < "c" else "fi", [1, i]) for i, id in enumerate("abcd")})
+    some = parse({"field": "n", "in": ["b", "c", "d", "x"]})
+    finnish = frozenset({"fi"})
+    [hits] = store.search("c", vectors([1, 0]), Query(filter=some), PRINT)
+    assert ids(hits) == ["b", "c", "d"]
+    [hits] = store.search("c", vectors([1, 0]), Query(filter=some, languages=finnish), PRINT)
+    assert ids(hits) == ["c", "d"]
+    assert store.count("c", Selection()) == 4
+    assert store.count("c", Selection(filter=some)) == 3
+    assert store.count("c", Selection(finnish, some)) == 2
+    assert store.count("c", Selection(frozenset(), some)) == 0
+    assert store.delete_where("c", Selection(finnish, some)) == 2
+    assert store.delete_where("c", Selection(finnish, some)) == 0
+    assert store.count("c", Selection()) == store.describe("c").count == 2
+    assert ids(store.search("c", vectors([1, 0]), Query(), PRINT)[0]) == ["a", "b"]
+    assert store.delete_where("c", Selection()) == 2
+    assert store.describe("c").languages == {}
+
+
+def test_scrolling_meets_each_document_once(store):
+    fill(store, {f"d{i}": ("en" if i % 2 else "fi", [1 + i, 2]) for i in range(11)})
+    fill(store, {"d3": ("en", [7, 7])})
+
+    def scrolled(limit: int, selection: Selection) -> list[str]:
+        found, cursor = [], None
+        while True:
+            page = store.scroll("c", selection, limit, cursor, vectors=True)
+            assert len(page.documents) <= limit
+            assert page.vectors.shape == (len(page.documents), 2)
+            for document, vector in zip(page.documents, page.vectors, strict=True):
+                number = int(document.id[1:])
+                assert vector.tolist() == ([7, 7] if number == 3 else [1 + number, 2])
+                assert document == store.get("c", document.id)
+            found += [d.id for d in page.documents]
+            if (cursor := page.cursor) is None:
+                return found
+            assert page.documents
+
+    order = [f"d{i}" for i in range(11) if i != 3] + ["d3"]
+    for limit in (1, 3, 10, 11, 100):
+        assert scrolled(limit, Selection()) == order
+        english = [id for id in order if int(id[1:]) % 2]
+        assert scrolled(limit, Selection(frozenset({"en"}))) == english
+    assert scrolled(5, Selection(frozenset())) == []
+    assert store.scroll("c", Selection(), 5).vectors is None
+
+
+def test_scrolling_while_documents_come_and_go(store):
+    fill(store, {f"d{i}": ("en", [1, i]) for i in range(6)})
+    page = store.scroll("c", Selection(), 3)
+    store.delete("c", ["d0", "d2", "d4"])
+    fill(store, {"d1": ("en", [1, 1]), "d6": ("en", [1, 6])})
+    rest = store.scroll("c", Selection(), 9, page.cursor)
+    assert [d.id for d in rest.documents] == ["d3", "d5", "d1", "d6"]
+    assert store.scroll("c", Selection(), 9, page.cursor) == rest, "a cursor may be used again"
+
+
+def test_cursors_of_elsewhere_are_refused(store):
+    fill(store, {"a": ("en", [1, 0]), "b": ("en", [1, 0])})
+    fill(store, {"a": ("en", [1, 0]), "b": ("en", [1, 0])}, "other")
+    cursor = store.scroll("c", Selection(), 1).cursor
+    with pytest.raises(InputError, match="limit"):
+        store.scroll("c", Selection(), 0)
+    for bad in ("", "x", "é", cursor + "A", store.scroll("other", Selection(), 1).cursor):
+        with pytest.raises(InputError, match="cursor"):
+            store.scroll("c", Selection(), 1, bad)
+    store.drop("c")
+    fill(store, {"a": ("en", [1, 0])})
+    with pytest.raises(InputError, match="cursor"):
+        store.scroll("c", Selection(), 1, cursor)
+
+
+def test_mutual_nearest(store):
+    rows = {
+        "near": ("fi", [1, 0.1]),
+        "rival": ("en", [1, 0.2]),
+        "far": ("en", [0, 1]),
+        "lonely": ("ja", [-1, 0.3]),
+    }
+    fill(store, rows)
+
+    def mutual(vector: list[float], tag: str | None, **options) -> dict[str, bool | None]:
+        query = Query(mutual=True, **options)
+        [hits] = store.search("c", vectors(vector), query, PRINT, [tag])
+        return {hit.id: hit.mutual for hit in hits}
+
+    asked = [1, -0.05]
+    assert mutual(asked, None) == {"near": False, "rival": False, "far": False, "lonely": False}
+    assert mutual(asked, "ja") == {"near": True, "rival": True, "far": False, "lonely": True}
+    of_english = {"near": False, "rival": True, "far": False, "lonely": False}
+    assert mutual(asked, "en-GB") == of_english
+    assert mutual(asked, "en", score="margin") == of_english
+    assert mutual([1, 0.1], "und", k=1) == {"near": True}
+    [hits] = store.search("c", vectors(asked), Query(), PRINT)
+    assert {hit.mutual for hit in hits} == {None}
+
+
+def test_explain(store):
+    fill(store, {id: ("en" if id < "d" else "fi", [1, i]) for i, id in enumerate("abcde")})
+    asked, some = vectors([1, 0], [0, 1]), parse({"field": "n", "in": ["b", "c"]})
+    for query in (Query(), Query(score="margin", per_language=True), Query(filter=some)):
+        explained = store.explain("c", asked, query, PRINT)
+        assert [one.hits for one in explained] == store.search("c", asked, query, PRINT)
+    [one, _] = store.explain("c", asked, Query(k=2), PRINT)
+    assert (one.path, one.documents, one.matching, one.selectivity) == ("exact", 5, 5, 1.0)
+    assert one.candidates == 5
+    assert one.terms == [Terms(hit.cosine, None, None) for hit in one.hits]
+    [one, _] = store.explain("c", asked, Query(filter=some, score="margin"), PRINT)
+    assert (one.path, one.documents, one.matching) == ("filtered_exact", 5, 2)
+    assert one.selectivity == pytest.approx(0.4)
+    for hit, term in zip(one.hits, one.terms, strict=True):
+        denominator = (term.around_query + term.around_document) / 2
+        assert hit.score == pytest.approx(term.cosine / denominator, rel=1e-5)
+    store.create("none", 2, PRINT)
+    [one] = store.explain("none", vectors([1, 0]), Query(), PRINT)
+    assert (one.hits, one.matching, one.selectivity, one.terms) == ([], 0, 1.0, [])
+
+
+def test_metadata_nests_only_so_deep(store):
+    store.create("c", 2, PRINT)
+
+    def nested(levels: int) -> Document:
+        value: object = 1
+        for _ in range(levels):
+            value = [value]
+        return Document("a", "a", "en", {"k": value})
+
+    store.upsert("c", [nested(62)], vectors([1, 0]), PRINT)
+    with pytest.raises(InputError, match="64 levels"):
+        store.upsert("c", [nested(70_000)], vectors([1, 0]), PRINT)
+
+
+def test_backups_hold_what_was_there(store):
+    fill(store, {"a": ("en", [1, 0]), "b": ("fi", [0, 1])})
+    assert store.backups("c") == []
+    backup = store.back_up("c")
+    assert (backup.collection, backup.count, backup.dim) == ("c", 2, 2)
+    assert backup.fingerprint == PRINT
+    cursor = store.scroll("c", Selection(), 1).cursor
+    store.delete("c", ["a"])
+    fill(store, {"b": ("sv", [1, 1]), "d": ("en", [1, 0])})
+    assert store.restore("c", backup.id).count == 2
+    assert store.describe("c").languages == {"en": 1, "fi": 1}
+    [hits] = store.search("c", vectors([0, 1]), Query(), PRINT)
+    assert [(h.id, h.lang) for h in hits] == [("b", "fi"), ("a", "en")]
+    with pytest.raises(InputError, match="cursor"):
+        store.scroll("c", Selection(), 1, cursor)
+    fill(store, {"e": ("en", [1, 0])})
+    assert store.describe("c").count == 3
+    store.drop("c")
+    assert store.backups("c") == [backup]
+    assert store.restore("c", backup.id).count == 2
+    store.remove_backup("c", backup.id)
+    assert store.backups("c") == []
+
+
+def test_backups_of_what_is_not_there(store):
+    with pytest.raises(CollectionNotFound):
+        store.back_up("c")
+    store.create("c", 2, PRINT)
+    for use in (store.restore, store.remove_backup):
+        with pytest.raises(BackupNotFound, match="nothing"):
+            use("c", "nothing")
+    with pytest.raises(InputError, match="collection name"):
+        store.backups("../c")

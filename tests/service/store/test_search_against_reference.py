@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.store import index
+from service.store import index, nearest
+from service.store.filters import parse
 from service.store.local import LocalStore
-from service.store.protocol import Document, Query, primary
+from service.store.protocol import Document, Query, Selection, primary
 
 from .reference import ReferenceStore
 
@@ -20,6 +21,13 @@ PRINT = "encoder"
 DIM = 3
 IDS = [f"d{i}" for i in range(14)]
 TAGS = ["en", "en-GB", "fi", "pt-BR", "pt", "und"]
+
+FILTERS = [
+    parse({"field": "write", "gte": 2}),
+    parse({"field": "id", "in": ["d0", "d3", "d5", "d7", "d9"]}),
+    parse({"or": [{"field": "odd", "exists": False}, {"not": {"field": "write", "eq": 1}}]}),
+    parse({"field": "id", "eq": "nobody"}),
+]
 
 rows_any = st.lists(st.integers(-2, 2), min_size=DIM, max_size=DIM).filter(any)
 # For margins only: cosines of both signs can cancel to a denominator of pure rounding noise.
@@ -42,6 +50,8 @@ queries = st.fixed_dictionaries(
         "per_language": st.booleans(),
         "score_threshold": st.none() | st.sampled_from([-0.37, 0.31, 0.87, 1.13]),
         "exact": st.booleans(),
+        "filter": st.none() | st.sampled_from(FILTERS),
+        "mutual": st.booleans(),
     }
 )
 query_tags = st.none() | st.sampled_from(["en", "fi-FI", "und", "xx"])
@@ -52,8 +62,8 @@ def every_path_at_small_size(monkeypatch):
     """Block borders, compaction and widened scans happen in collections of a dozen rows."""
     monkeypatch.setattr(index, "BLOCK_ROWS", 4)
     monkeypatch.setattr(index, "COMPACT_ABOVE_DEAD", 3)
-    monkeypatch.setattr(index, "SLACK", 0)
-    monkeypatch.setattr(index, "GATHER_ROWS", 3)
+    monkeypatch.setattr(nearest, "SLACK", 0)
+    monkeypatch.setattr(nearest, "GATHER_ROWS", 3)
 
 
 def replay(history, *stores):
@@ -61,7 +71,12 @@ def replay(history, *stores):
         store.create("c", DIM, PRINT)
     for n, write in enumerate(history):
         if write and isinstance(write[0], tuple):
-            documents = [Document(id, f"{id} {n} {i}", t) for i, (id, t, _) in enumerate(write)]
+            documents = [
+                Document(
+                    id, f"{id} {n} {i}", t, {"write": n, "id": id} | ({"odd": i} if i % 2 else {})
+                )
+                for i, (id, t, _) in enumerate(write)
+            ]
             vectors = np.array([row for *_, row in write], np.float32)
             outcomes = [s.upsert("c", documents, vectors, PRINT) for s in stores]
         else:
@@ -81,6 +96,10 @@ def both_find(history, vectors, tags, query, compare):
         infos = store.describe("c"), reference.describe("c")
         assert infos[0].languages == infos[1].languages
         assert infos[0].count == infos[1].count
+        chosen = Selection(query.languages, query.filter)
+        assert store.count("c", chosen) == reference.count("c", chosen)
+        pages = store.scroll("c", chosen, 99), reference.scroll("c", chosen, 99)
+        assert pages[0].documents == pages[1].documents
         alone = [
             store.search("c", v[None], query, PRINT, [t])[0]
             for v, t in zip(vectors, tags, strict=True)
@@ -90,6 +109,8 @@ def both_find(history, vectors, tags, query, compare):
         again = LocalStore(Path(folder), threads=1)
         assert again.search("c", vectors, query, PRINT, tags) == found
         assert again.describe("c") == infos[0]
+        assert again.delete_where("c", chosen) == reference.delete_where("c", chosen)
+        assert again.describe("c").languages == reference.describe("c").languages
         again.close()
 
 

@@ -1,0 +1,260 @@
+"""What requests for collections look like, and their answers; schemas.py has the other routes'.
+
+Search results are described here but never built from these classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from service.schemas import TRUNCATE, ItemError, Text, Truncation
+
+CollectionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+def _canonical_tag(tag: str) -> str:
+    """A language tag as RFC 5646 (2.1.1) advises to write it: zh-Hant-TW."""
+    first, *rest = tag.split("-")
+    return "-".join([first.lower(), *(_canonical_subtag(subtag) for subtag in rest)])
+
+
+def _canonical_subtag(subtag: str) -> str:
+    if len(subtag) == 2:
+        return subtag.upper()
+    return subtag.title() if len(subtag) == 4 and subtag.isalpha() else subtag.lower()
+
+
+LanguageTag = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", max_length=35),
+    AfterValidator(_canonical_tag),
+]
+DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class CollectionDescription(BaseModel):
+    name: str
+    dimensions: int
+    fingerprint: str = Field(description="Of the encoder that all its vectors come from.")
+    count: int
+    languages: dict[str, int]
+    index_state: Literal["exact", "building", "approximate", "corrupt"] = Field(
+        description="`building`: exact for as long as an index is being made."
+    )
+    created_at: str
+    recall: float | None = Field(description="Of the exact answer, what searches found lately.")
+    hubness: float | None = Field(description="0 without documents that are near to everything.")
+
+
+class CollectionList(BaseModel):
+    collections: list[CollectionDescription]
+
+
+class SnapshotDescription(BaseModel):
+    """A copy of a collection as of one moment."""
+
+    id: str
+    collection: str
+    created_at: str
+    count: int
+    dim: int
+    fingerprint: str
+    bytes: int
+
+
+class SnapshotList(BaseModel):
+    snapshots: list[SnapshotDescription]
+
+
+class DocumentIn(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: DocumentId
+    text: Text
+    lang: LanguageTag | None = Field(None, description="BCP 47; detected when absent.")
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class UpsertRequest(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "documents": [
+                        {"id": "1", "text": "Kissa nukkuu sohvalla.", "lang": "fi"},
+                        {"id": "2", "text": "El gato duerme.", "metadata": {"page": 3}},
+                    ]
+                }
+            ]
+        },
+    )
+
+    documents: list[DocumentIn] = Field(min_length=1)
+    truncate: bool | None = Field(None, description=TRUNCATE)
+
+
+class UpsertOutcome(BaseModel):
+    """What became of one document, in the order they were sent."""
+
+    id: str
+    status: Literal["created", "updated", "failed"]
+    lang: str | None = None
+    truncation: Truncation | None = None
+    error: ItemError | None = None
+
+
+class UpsertResponse(BaseModel):
+    results: list[UpsertOutcome]
+    created: int
+    updated: int
+    failed: int
+    fingerprint: str
+
+
+Condition = Annotated[
+    dict[str, Any],
+    Field(
+        description='A condition on the metadata: `{"field": "page", "gte": 3}` with `eq`, `in`, '
+        "`gt`, `gte`, `lt`, `lte` or `exists`, joined by `and`, `or` and `not`.",
+        examples=[{"and": [{"field": "source", "in": ["mail"]}, {"field": "page", "gte": 3}]}],
+    ),
+]
+Languages = Annotated[
+    list[LanguageTag],
+    Field(min_length=1, description="Only documents in these; `pt` also finds `pt-BR`."),
+]
+
+
+class SelectionRequest(BaseModel):
+    """Which documents are meant; without a field, all."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"filter": {"field": "page", "gte": 3}}]},
+    )
+
+    languages: Languages | None = None
+    filter: Condition | None = None
+
+
+class CountResponse(BaseModel):
+    count: int
+
+
+class ScrollRequest(SelectionRequest):
+    limit: int = Field(100, ge=1, le=10_000)
+    cursor: str | None = Field(None, description="From the page before; null begins anew.")
+
+
+class DeleteRequest(SelectionRequest):
+    """By `ids`, or else all that `languages` and `filter` select, of which one must be there."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"ids": ["1", "2"]}]}
+    )
+
+    ids: list[DocumentId] | None = Field(None, min_length=1)
+
+
+class DeleteResponse(BaseModel):
+    deleted: int
+
+
+class DocumentOut(BaseModel):
+    id: str
+    text: str
+    lang: str
+    metadata: dict[str, Any]
+
+
+class ScrollResponse(BaseModel):
+    """Documents in the order in which they were last written. cursor: null on the last page."""
+
+    documents: list[DocumentOut]
+    cursor: str | None
+
+
+class SearchRequest(SelectionRequest):
+    """Neighbours of texts (`queries`) or of vectors (`vectors`), whichever is given."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [{"queries": ["猫を二匹飼っています。"], "k": 3, "per_language": True}]
+        },
+    )
+
+    queries: list[Text] | None = Field(None, min_length=1)
+    vectors: list[list[float]] | None = Field(None, min_length=1)
+    k: int = Field(10, ge=1, le=1000)
+    query_language: LanguageTag | None = Field(
+        None, description="Language of the queries; detected from their text when absent."
+    )
+    exclude_query_language: bool = Field(
+        False, description="No documents in the language of the query."
+    )
+    per_language: bool = Field(
+        False, description="k neighbours in each language, instead of k in all."
+    )
+    score: Literal["cosine", "margin"] = Field(
+        "cosine",
+        description="What results are ranked by. `margin` divides the cosine by how near query "
+        "and document are to their own neighbourhoods, so that a document that is near to "
+        "everything does not win.",
+    )
+    score_threshold: float | None = Field(None, description="Drop results that score lower.")
+    exact: bool = Field(False, description="Compare with every document, no approximation.")
+    mutual: bool = Field(
+        False,
+        description="Say for each hit whether it and the query are nearest to each other: no other "
+        "document (of the query's language, where that is known) is nearer to the hit.",
+    )
+    explain: bool = Field(False, description="Say how the hits were found, and their scores made.")
+    truncate: bool | None = Field(None, description=TRUNCATE)
+
+
+class SearchHit(BaseModel):
+    id: str
+    text: str
+    lang: str
+    score: float
+    cosine: float
+    metadata: dict[str, Any]
+    mutual: bool | None = Field(None, description="null unless asked for.")
+
+
+class ScoreTerms(BaseModel):
+    """What a score is made of; `around_*` are the mean cosines that a margin divides by."""
+
+    cosine: float
+    around_query: float | None
+    around_document: float | None
+
+
+class Explanation(BaseModel):
+    """path: how candidates were found. documents: in the collection. matching: of these, that
+    pass the filters; selectivity: their ratio. candidates: compared by their stored vector.
+    terms: one per hit."""
+
+    path: Literal["exact", "filtered_exact", "approximate"]
+    documents: int
+    matching: int
+    selectivity: float
+    candidates: int
+    terms: list[ScoreTerms]
+
+
+class SearchResponse(BaseModel):
+    results: list[list[SearchHit]]
+    explanations: list[Explanation] | None = Field(None, description="One per query, if asked.")
+    query_languages: list[str | None]
+    query_truncations: dict[int, Truncation] = Field(
+        default_factory=dict, description="Of the queries that were cut, by index."
+    )
+    fingerprint: str

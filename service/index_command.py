@@ -1,0 +1,225 @@
+"""`mexma-index`: look after the collections in a folder, beside the service or without it.
+
+`verify` and `backup` read only and may run beside a service that has the folder open; `restore`,
+`rebuild` and `copy` change it and refuse to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mexma.errors import CollectionNotFound, MexmaError, StoreCorrupt, StoreError
+from service.store import backups
+from service.store.backups import Backups
+from service.store.collection import DATABASE
+from service.store.database import Database
+from service.store.folders import Folders, successor_of
+from service.store.generations import FOLDER, Generations
+from service.store.local import LocalStore
+from service.store.protocol import Selection, Store
+
+COPY_ROWS = 1_000
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exits with 1 and one sentence, or one line per damage, when something is wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        if not options.data.is_dir():
+            raise StoreError(f"--data must be a folder of collections, {options.data} is none")
+        options.run(options)
+    except MexmaError as error:
+        sys.exit(f"mexma-index: {error}")
+    except OSError as error:
+        sys.exit(f"mexma-index: {error.filename}: {error.strerror}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mexma-index", description=__doc__)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("MEXMA_DATA_DIR", "data")),
+        help="the folder of collections (MEXMA_DATA_DIR, or ./data)",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(run: Callable[[argparse.Namespace], None], name: str, text: str, **names: str) -> None:
+        added = verbs.add_parser(name, help=text, description=text)
+        for argument, meaning in names.items():
+            optional = argument.endswith("_")
+            added.add_argument(argument.rstrip("_"), nargs="?" if optional else None, help=meaning)
+        added.set_defaults(run=run)
+
+    one = "the collection"
+    verb(
+        _verify,
+        "verify",
+        "read every byte of collections, indexes and snapshots, and name what is damaged",
+        collection_="one collection (all)",
+    )
+    verb(_backup, "backup", "make a snapshot of a collection", collection=one)
+    verb(
+        _restore,
+        "restore",
+        "put a snapshot in the place of a collection",
+        collection=one,
+        snapshot="its id, or a folder copied from elsewhere",
+    )
+    verb(
+        _rebuild,
+        "rebuild",
+        "make a collection's approximate index anew from its database",
+        collection=one,
+    )
+    verb(
+        _copy,
+        "copy",
+        "copy a collection's documents and vectors into another folder of collections",
+        collection=one,
+        to="the other folder, which is made if need be",
+    )
+    return parser
+
+
+def _verify(options: argparse.Namespace) -> None:
+    found = Folders(options.data).collections()
+    if options.collection and options.collection not in found:
+        raise CollectionNotFound(f"there is no collection {options.collection!r}")
+    damages: list[str] = []
+    for name in [options.collection] if options.collection else sorted(found):
+        folder = found[name][0] if len(found[name]) == 1 else successor_of(found[name])
+        if folder is None:
+            damages.append(f"{options.data} must hold {name!r} once, it holds it twice")
+            continue
+        damages += _damages_of(folder, name, Backups(options.data, name))
+    if damages:
+        sys.exit("\n".join(f"mexma-index: {damage}" for damage in damages))
+
+
+def _damages_of(folder: Path, name: str, kept: Backups) -> Iterator[str]:
+    try:
+        with closing(Database.open(folder / DATABASE)) as database:
+            rows = 0
+            with tqdm(desc=f"{name}: documents", unit=" rows") as bar:
+                for part in database.scan():
+                    rows += len(part.rids)
+                    bar.update(len(part.rids))
+            header = database.header
+        print(f"{name}: {rows} documents verified")
+        generations = Generations(folder, header.dim, header.fingerprint)
+        for generation in generations.all():
+            yield from _checked(generation, generations.verify)
+    except StoreError as error:
+        yield str(error)
+    for backup in sorted(kept.folder.glob("[0-9]*-*")):
+        yield from _checked(backup, backups.verify)
+
+
+def _checked(
+    folder: Path, verify: Callable[[Path, Callable[[int], object]], object]
+) -> Iterator[str]:
+    try:
+        with _bytes(folder.name) as progress:
+            verify(folder, progress)
+        print(f"{folder.name}: verified")
+    except StoreCorrupt as error:
+        yield str(error)
+
+
+@contextmanager
+def _bytes(what: str, total: int | None = None) -> Iterator[Callable[[int], object]]:
+    with tqdm(desc=what, total=total, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        yield bar.update
+
+
+def _backup(options: argparse.Namespace) -> None:
+    folders = Folders(options.data).collections().get(options.collection, [])
+    folder = folders[0] if len(folders) == 1 else successor_of(folders)
+    if folder is None:
+        raise CollectionNotFound(f"there is no collection {options.collection!r}")
+    with (
+        closing(Database.open(folder / DATABASE)) as database,
+        tqdm(desc=options.collection, unit=" pages") as bar,
+    ):
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        made = Backups(options.data, options.collection).make(database, folder, progress)
+    print(f"{made.id}: {made.count} documents, {made.bytes} bytes")
+
+
+def _restore(options: argparse.Namespace) -> None:
+    given = Path(options.snapshot)
+    with closing(LocalStore(options.data)) as store:
+        backup = (
+            given if given.is_dir() else Backups(options.data, options.collection).find(given.name)
+        )
+        size = sum(f.stat().st_size for f in backup.glob("*.sqlite"))
+        with _bytes(options.collection, size) as progress:
+            info = store.restore_from(options.collection, backup, progress)
+        store.settle()
+    print(f"{info.name}: {info.count} documents")
+
+
+def _rebuild(options: argparse.Namespace) -> None:
+    for folder in Folders(options.data).collections().get(options.collection, []):
+        lock = Folders(options.data).lock()
+        try:
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        finally:
+            os.close(lock)
+    with closing(LocalStore(options.data)) as store:
+        before = store.describe(options.collection)
+        with tqdm(desc=options.collection, total=before.count, unit=" rows") as bar:
+            while not store.settle(timeout_s=0.5):
+                bar.update(store.rows_indexed(options.collection) - bar.n)
+            bar.update(before.count - bar.n)
+        after = store.describe(options.collection)
+    print(f"{after.name}: {after.count} documents, searched {after.index_state}")
+
+
+def _copy(options: argparse.Namespace) -> None:
+    with (
+        closing(LocalStore(options.data)) as source,
+        closing(LocalStore(Path(options.to))) as target,
+    ):
+        info = source.describe(options.collection)
+        with tqdm(desc=info.name, total=info.count, unit=" rows") as bar:
+            copied = copy_collection(source, target, info.name, bar.update)
+        print(f"{info.name}: {copied} documents in {options.to}")
+
+
+def copy_collection(
+    source: Store, target: Store, name: str, progress: Callable[[int], object]
+) -> int:
+    """Copy a collection from any store to any other, in the order of writing.
+
+    Begun again after an interruption it writes the same documents again: nothing is there twice.
+    Returns how many were copied; what the target has beside them stays.
+    """
+    info = source.describe(name)
+    target.create(name, info.dim, info.fingerprint)
+    copied, cursor = 0, None
+    while True:
+        page = source.scroll(name, Selection(), COPY_ROWS, cursor, vectors=True)
+        if page.vectors is not None and page.documents:
+            target.upsert(name, page.documents, page.vectors, info.fingerprint)
+        copied += len(page.documents)
+        progress(len(page.documents))
+        if (cursor := page.cursor) is None:
+            return copied
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The folders of an embedded store: whose they are, which are leftovers, which succeed which.
+
+    root/
+        .lock                    held by the one process that has the store open
+        demo.5f1c0a9e/           collection "demo"; the suffix makes every incarnation's path its own
+            documents.sqlite
+            index/               derived, see generations.py
+            succeeds.json        after a restore: the folders that this one replaces
+        snapshots/demo/…         backups, see backups.py
+        .new-…                   being made: never served, removed at start
+        .gone-…                  dropped: never served, removed at start
+
+A collection appears by one rename and disappears by one. A restore is one rename too: from then
+on there are two folders of a name, and the one that says it succeeds the other is the collection.
+
+The suffix is there because SQLite removes its write-ahead log by path when a file's last
+connection closes: a search still running on a dropped collection must not take away the log of a
+new one of the same name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mexma.errors import StoreCorrupt, StoreError
+from service.store import backups, durable
+from service.store.admission import NAME
+
+NEW, GONE = ".new-", ".gone-"
+SUCCEEDS = "succeeds.json"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folder `root` of a store."""
+
+    root: Path
+
+    def lock(self) -> int:
+        """Take the root's lock. Returns the descriptor that holds it, until it is closed or dies.
+
+        Raises StoreError where another process, or another store of this one, holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        except BlockingIOError as e:
+            holder = os.pread(descriptor, 32, 0).decode() or "unknown"
+            os.close(descriptor)
+            raise StoreError(
+                f"a store has one process at a time, {self.root} is open in process {holder}"
+            ) from e
+        except BaseException:
+            with suppress(OSError):
+                os.close(descriptor)
+            raise
+        return descriptor
+
+    def remove_leftovers(self) -> None:
+        """Remove what a kill left half made or half removed."""
+        for path in self.root.iterdir():
+            if path.name.startswith((NEW, GONE)):
+                shutil.rmtree(path, ignore_errors=True)
+        backups.remove_leftovers(self.root)
+
+    def collections(self) -> dict[str, list[Path]]:
+        """Name -> its folders, of which there should be one."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self.root.iterdir()):
+            name, dot, _ = path.name.rpartition(".")
+            if dot and NAME.fullmatch(name) and path.is_dir():
+                found.setdefault(name, []).append(path)
+        return found
+
+    def fresh(self, name: str) -> tuple[Path, Path]:
+        """A folder to make a collection in, and what to rename it to when it is complete."""
+        suffix = secrets.token_hex(4)
+        return self.root / f"{NEW}{name}.{suffix}", self.root / f"{name}.{suffix}"
+
+    def gone(self, folder: Path) -> Path:
+        """What to rename a folder to that is to be removed."""
+        return self.root / f"{GONE}{folder.name}.{secrets.token_hex(4)}"
+
+
+def write_succession(folder: Path, predecessors: list[Path]) -> None:
+    """Say, durably, that `folder` takes the place of these from its rename on."""
+    names = [path.name for path in predecessors]
+    durable.write_manifest(folder / SUCCEEDS, {"folders": names})
+    durable.sync(folder)
+
+
+def successor_of(folders: list[Path]) -> Path | None:
+    """The one folder that succeeds all the others, None where there is none."""
+    for folder in folders:
+        with suppress(StoreCorrupt):
+            replaced = durable.read_manifest(folder / SUCCEEDS)["folders"]
+            if {path.name for path in folders} - {folder.name} <= set(replaced):
+                return folder
+    return None
