@@ -107,7 +107,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _damages_of(folder: Path, name: str, kept: Backups) -> Iterator[str]:
     try:
-        with closing(Database.open(folder / DATABASE)) as database:
+        with closing(Database.open(folder / DATABASE, alone=False)) as database:
             rows = 0
             with tqdm(desc=f"{name}: documents", unit=" rows") as bar:
                 for part in database.scan():
@@ -147,7 +147,7 @@ def _backup(options: argparse.Namespace) -> None:
     if folder is None:
         raise CollectionNotFound(f"there is no collection {options.collection!r}")
     with (
-        closing(Database.open(folder / DATABASE)) as database,
+        closing(Database.open(folder / DATABASE, alone=False)) as database,
         tqdm(desc=options.collection, unit=" pages") as bar,
     ):
 

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mexma.errors import StoreCorrupt, StoreError, StoreFailed
+from service.store import wal
 from service.store.index import Index
 from service.store.protocol import Document, Vectors
 from service.store.steps import reached
@@ -177,10 +178,15 @@ class Database:
                 connection.close()
 
     @classmethod
-    def open(cls, path: Path) -> Database:
-        """Open what `create` made. Raises StoreCorrupt where it is not that, whole."""
+    def open(cls, path: Path, *, alone: bool = True) -> Database:
+        """Open what `create` made. Raises StoreCorrupt where it is not that, whole.
+
+        alone: no other process has it open; if one has, its log is not checked.
+        """
         if not path.is_file():
             raise StoreCorrupt(f"{path} must hold a collection, there is no such file")
+        if alone:
+            wal.check(path)
         with translated(path):
             connection = _connect(path, "rw")
             try:

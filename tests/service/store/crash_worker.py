@@ -1,6 +1,8 @@
 """The process that `test_crash` kills: it writes, and says on stdout what was acknowledged.
 
     python -m tests.service.store.crash_worker ROOT documents|collections ROUND
+    python -m tests.service.store.crash_worker ROOT steps
+    python -m tests.service.store.crash_worker ROOT full BYTES
 
 A document's vector follows from its text, so that whoever finds it can tell whether they belong
 together. The writes of a round follow from its number, so that the test knows them too.
@@ -8,16 +10,23 @@ together. The writes of a round follow from its number, so that the test knows t
 
 from __future__ import annotations
 
+import os
 import random
+import resource
+import signal
 import sys
+import traceback
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from mexma.errors import StoreFailed
+from service.store import approximate, caretaker, index, planner, steps
 from service.store.local import LocalStore
-from service.store.protocol import Document
+from service.store.protocol import Document, Query
 
 REPOSITORY = Path(__file__).parents[3]
 DIM = 8
@@ -37,6 +46,111 @@ def writes(round_: int) -> Iterator[tuple[dict[str, str], list[str]]]:
             yield {}, ids
         else:
             yield {id: f"{id} of write {n} in round {round_}" for id in ids}, []
+
+
+Action = tuple[str, dict[str, str], list[str]]
+"""What is done, with documents to write as id -> text and ids to delete."""
+
+
+def actions(round_: int) -> Iterator[Action]:
+    """Endless: writes, and now and then a backup, a restore, or a rest for the builder."""
+    choose, written = random.Random(round_), writes(round_)
+    backed_up = False
+    while True:
+        what = choose.choices(["write", "backup", "restore", "settle"], [8, 1, 1, 2])[0]
+        if what == "write":
+            yield what, *next(written)
+        elif what != "restore" or backed_up:
+            backed_up |= what == "backup"
+            yield what, {}, []
+
+
+def act(root: Path, round_: int) -> None:
+    """Do a round's actions, each acknowledged by a byte on stdout."""
+    store, backup = LocalStore(root, threads=1), ""
+    store.create("c", DIM, PRINT)
+    os.write(1, b"open\n")
+    for what, put, gone in islice(actions(round_), 150):
+        if what == "backup":
+            backup = store.back_up("c").id
+        elif what == "restore":
+            store.restore("c", backup)
+        elif what == "settle":
+            store.settle()
+        elif put:
+            documents = [Document(id, text, "en", {"text": text}) for id, text in put.items()]
+            store.upsert("c", documents, np.array([vector_of(t) for t in put.values()]), PRINT)
+        else:
+            store.delete("c", gone)
+        os.write(1, b".\n")
+
+
+def killer(step: str, times: int) -> Callable[[str], None]:
+    """An observer of steps that ends the process when it sees `step` for the `times`th time."""
+    seen: list[str] = []
+
+    def observer(reached: str) -> None:
+        if reached == step:
+            seen.append(reached)
+            if len(seen) == times:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return observer
+
+
+def serve(root: Path) -> None:
+    """Fork a child for each line, so that hundreds of kills do not import hundreds of times."""
+    make_everything_small()
+    for line in sys.stdin:
+        round_, times, step = line.strip().split(" ", 2)
+        if (child := os.fork()) == 0:
+            try:
+                steps.observer = killer(step, int(times))
+                act(root, int(round_))
+                os._exit(0)
+            finally:  # an exception must not reach the parent's loop
+                traceback.print_exc()
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        ended = f"exit {os.waitstatus_to_exitcode(status)}"
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        os.write(1, f"{'killed' if killed else ended}\n".encode())
+
+
+def fill_until_full(root: Path, limit_bytes: int) -> None:
+    """Write, build and back up under a limit on the size of files; say what was acknowledged."""
+    make_everything_small()
+    store = LocalStore(root, threads=1)
+    store.create("c", DIM, PRINT)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, resource.RLIM_INFINITY))
+    failed = 0
+    for n in range(400):
+        text = f"text {n}"
+        document = Document(f"d{n}", text, "en", {"text": text, "padding": "x" * 500})
+        try:
+            if n % 20 == 7:
+                store.back_up("c")
+            store.upsert("c", [document], vector_of(text)[None], PRINT)
+            print(n, flush=True)
+        except StoreFailed:
+            failed += 1
+            [[hit]] = store.search("c", vector_of("text 0")[None], Query(k=1), PRINT)
+            assert hit.id == "d0", "reading goes on"
+            if failed == 5:
+                break
+    store.settle()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    store.upsert("c", [Document("last", "text", "en")], vector_of("text")[None], PRINT)
+    print("room again" if failed else "never full", flush=True)
+    os._exit(0)  # as a kill: nothing is tidied up
+
+
+def make_everything_small() -> None:
+    """Compaction, indexes, tails and generations happen in a collection of 300 rows."""
+    index.BLOCK_ROWS, index.COMPACT_ABOVE_DEAD = 64, 60
+    planner.EXACT_ROWS, planner.EXACT_FETCH = 40, 10**9
+    caretaker.TAIL_ROWS, caretaker.SAVE_SHARE = 40, 0
+    approximate.ADD_ROWS = 50
 
 
 def main(root: Path, what: str, round_: int) -> None:
@@ -61,4 +175,9 @@ def main(root: Path, what: str, round_: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    if sys.argv[2] == "full":
+        fill_until_full(Path(sys.argv[1]), int(sys.argv[3]))
+    elif sys.argv[2] == "steps":
+        serve(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
