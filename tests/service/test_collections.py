@@ -272,7 +272,7 @@ def test_a_search_explains_itself(cats):
     assert (explanation["documents"], explanation["matching"]) == (4, 4)
     assert {h["mutual"] for h in told["results"][0]} <= {True, False}
     for hit, terms in zip(told["results"][0], explanation["terms"], strict=True):
-        around = (terms["around_query"] + terms["around_document"]) / 2
+        around = max((terms["around_query"] + terms["around_document"]) / 2, 0.05)
         assert hit["score"] == pytest.approx(terms["cosine"] / around, rel=1e-4)
 
 

@@ -481,7 +481,7 @@ def test_explain(store):
     assert (one.path, one.documents, one.matching) == ("filtered_exact", 5, 2)
     assert one.selectivity == pytest.approx(0.4)
     for hit, term in zip(one.hits, one.terms, strict=True):
-        denominator = (term.around_query + term.around_document) / 2
+        denominator = max((term.around_query + term.around_document) / 2, 0.05)
         assert hit.score == pytest.approx(term.cosine / denominator, rel=1e-5)
     store.create("none", 2, PRINT)
     [one] = store.explain("none", vectors([1, 0]), Query(), PRINT)
