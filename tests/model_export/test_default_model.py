@@ -43,13 +43,13 @@ def test_it_is_whole_and_small_enough():
 def test_it_passed_the_gate_it_would_have_to_pass_today():
     manifest = open_artifact(DEFAULT).manifest
     parity.check(manifest.parity, parity.BOUNDS[manifest.precision])
-    assert manifest.parity["cosine_min"] > 0.999999, "its weights are exact"
+    assert manifest.parity["cosine_min"] > 0.9995, "its table is exact, its layers have 8 bits"
     assert manifest.parity["longest_tokens"] == 512
 
 
 def test_vectors_are_the_originals(model, reference):
     texts, expected = reference
-    assert np.abs(encode(model, texts) - expected).max() < 1e-4
+    assert (encode(model, texts) * expected).sum(1).min() > 0.9995
 
 
 def test_neighbours_are_the_originals(model, reference):
@@ -63,7 +63,8 @@ def test_neighbours_are_the_originals(model, reference):
             [texts[pool][i] for i in nearest(v[queries], v[pool], 1)[1][:, 0]]
             for v in (vectors, expected)
         )
-        assert first == first_expected
+        # Layers are rounded to 8 bits: a near-tie or two may turn around.
+        assert np.mean([a == b for a, b in zip(first, first_expected, strict=True)]) >= 0.98
     found = nearest(vectors[foreign], vectors[english], 1)[1][:, 0]
     right = [texts[half + row] == texts[half + column] for row, column in enumerate(found)]
     assert np.mean(right) > 0.85
@@ -90,6 +91,10 @@ def test_the_card_says_what_the_manifest_says():
     quality = manifest.quality["tatoeba_36"]
     assert "{:.1f} / {:.1f}".format(*quality["artifact"]) in card
     assert "{:.1f} / {:.1f}".format(*quality["torch_fp32"]) in card
+    assert "{:.1f} / {:.1f}".format(*quality["backbone"]) in card
+    for part, rows in manifest.quality["held_out"].items():
+        if part != "measure":
+            assert f"| {part} | " + "{:.1f} / {:.1f}".format(*rows["backbone"]) in card
     for lang, row in quality["languages"].items():
         assert f"| {lang} | {row['pairs']} | " in card
     assert card.startswith(f"# {manifest.name}\n")
