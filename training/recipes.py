@@ -42,7 +42,7 @@ def small() -> Recipe:
     """What trains the default model: multilingual-e5-small (118M), on a machine without GPU.
 
     In-batch contrastive alone: cross-unmasking found no more held-out pairs for the same pairs,
-    at four times their cost (`benchmarks/objectives.py`). The mean is taken out of the vectors
+    at four times their cost (one seed; LOG.md, 2026-11-25). The mean is taken out of the vectors
     first, the token table (96M of the 118M) stays as it is, and no source gives more than 2,500
     pairs of a language.
     """
