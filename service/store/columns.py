@@ -2,7 +2,7 @@
 
     Columns          grows with the rows; `where` answers a Filter for the first `count` of them
 
-Measured against the alternative, `json_extract` over the database: a row's text and vector lie
+The alternative, `json_extract` over the database, was not taken: a row's text and vector lie
 between one row's metadata and the next's, so a filter would read the whole file.
 
 One object is shared by all states of a collection, like the blocks of vectors: postings are in
