@@ -1,5 +1,6 @@
 // Kernel for processors with AMX: bf16 tiles of 16 x 32, fp32 sums; everything else in AVX-512.
 
+#include "gelu.hpp"
 #include "kernel.hpp"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -10,6 +11,7 @@ namespace mexma {
 namespace {
 
 #include "forward.hpp"
+#include "bf16.hpp"
 
 // Rows and columns of two neighbouring matrix blocks: 32 x 32 results in tiles 0 to 3.
 constexpr size_t TILE_BYTES = 1024;
@@ -17,45 +19,6 @@ constexpr size_t ROW_BYTES = 64;
 
 // The compiler does not know that tile loads read memory.
 inline void fence() { __asm__ volatile("" ::: "memory"); }
-
-inline __m512 as(V v) { return (__m512)v; }
-
-// Two vectors of 16 as 32 bf16 in order.
-inline __m512i narrow(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-
-// gelu(x) = x * (1/2 + p(|x|) with x's sign): p in 32 pieces of degree 2, off by 6e-6 at most, which
-// is far below what rounding to bf16 does.
-struct Gelu {
-  __m512 c0[2], c1[2], c2[2];
-};
-constexpr float GELU_END = 4.5f;
-constexpr float GELU_PIECES_PER_UNIT = 31.5f / GELU_END;  // piece j is around j / 7
-alignas(64) float gelu_coefficients[3][32];
-
-inline Gelu load_gelu() {
-  Gelu g;
-  for (int i = 0; i < 2; i++) {
-    g.c0[i] = _mm512_load_ps(gelu_coefficients[0] + 16 * i);
-    g.c1[i] = _mm512_load_ps(gelu_coefficients[1] + 16 * i);
-    g.c2[i] = _mm512_load_ps(gelu_coefficients[2] + 16 * i);
-  }
-  return g;
-}
-
-inline __m512 gelu(__m512 x, const Gelu& g) {
-  const __m512 magic = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23: adding it leaves the integer part
-  const __m512 sign = _mm512_set1_ps(-0.0f);
-  __m512 a = _mm512_andnot_ps(sign, x);
-  a = _mm512_min_ps(_mm512_set1_ps(GELU_END * 0.99999f), a);  // in this order NaN stays NaN
-  const __m512i piece = _mm512_castps_si512(_mm512_fmadd_ps(a, _mm512_set1_ps(GELU_PIECES_PER_UNIT), magic));
-  const __m512 c0 = _mm512_permutex2var_ps(g.c0[0], piece, g.c0[1]);
-  const __m512 c1 = _mm512_permutex2var_ps(g.c1[0], piece, g.c1[1]);
-  const __m512 c2 = _mm512_permutex2var_ps(g.c2[0], piece, g.c2[1]);
-  const __m512 p = _mm512_fmadd_ps(_mm512_fmadd_ps(c2, a, c1), a, c0);
-  const __m512 signed_p = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-      _mm512_castps_si512(sign), _mm512_castps_si512(x), _mm512_castps_si512(p), 0xca));  // sign ? x : p
-  return _mm512_fmadd_ps(x, signed_p, _mm512_mul_ps(x, _mm512_set1_ps(0.5f)));
-}
 
 // 2^x for x <= 0, off by 4e-6 of it; NaN stays NaN.
 inline __m512 exp2(__m512 x) {
@@ -83,13 +46,14 @@ struct Epilogue {
   const char* sums = nullptr;
   char* out = nullptr;
   int row = 0, rows = 0;
-  Gelu g;
+  const Gelu& gelu;
 
+  explicit Epilogue(const Gelu& g) : gelu(g) {}
   inline void step() {
     __m512 low = _mm512_load_ps(sums + row * 128), high = _mm512_load_ps(sums + row * 128 + 64);
     if (ACTIVATE) {
-      low = gelu(low, g);
-      high = gelu(high, g);
+      low = gelu(low);
+      high = gelu(high);
     }
     _mm512_storeu_si512(out + row * ROW_BYTES, narrow(low, high));
     row++;
@@ -145,8 +109,8 @@ struct Amx {
     const int k_blocks = matrix.k / BLOCK;
     const size_t a_step = size_t(stride) * ROW_BYTES;
     const char* a = reinterpret_cast<const char*>(x);
-    Epilogue<ACTIVATE> side;
-    if (ACTIVATE) side.g = load_gelu();
+    const Gelu gelu(gelu_table());
+    Epilogue<ACTIVATE> side(gelu);
     char* sums = scratch;
     fence();
     const int side_steps = (32 + k_blocks - 1) / k_blocks;
@@ -373,23 +337,6 @@ struct Amx {
   }
 };
 
-size_t packed_bytes(int k, int n) { return size_t(k) * n * 2; }
-
-void pack(const float* matrix, int k, int n, void* packed) {
-  auto* out = static_cast<uint16_t*>(packed);
-  for (int panel = 0; panel < n / 32; panel++)
-    for (int block = 0; block < k / 32; block++)
-      for (int half = 0; half < 2; half++)
-        for (int pair = 0; pair < 16; pair++) {
-          const float* row = matrix + size_t(block * 32 + pair * 2) * n + panel * 32 + half * 16;
-          const __m512i both = narrow(_mm512_loadu_ps(row), _mm512_loadu_ps(row + n));
-          const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
-                                                 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-          _mm512_storeu_si512(out, _mm512_permutexvar_epi16(order, both));
-          out += 32;
-        }
-}
-
 size_t scratch_bytes(const Model& m, int longest) {
   const size_t attention = Amx::attention_bytes(m.head_blocks, longest), row = size_t(m.padded_hidden) * 4;
   size_t most = 8192;
@@ -404,14 +351,7 @@ void run(const Model& model, const Workspace& workspace, const Piece& piece, con
 }  // namespace
 
 extern const Kernel amx_kernel;
-const Kernel amx_kernel = {"amx", "bf16", 2, packed_bytes, pack, scratch_bytes, run};
-
-// coefficients [3][32]: of `gelu`, computed once by the caller, who has a mathematics library.
-void set_amx_gelu(const float (*coefficients)[32]);
-void set_amx_gelu(const float (*coefficients)[32]) {
-  for (int i = 0; i < 3; i++)
-    for (int j = 0; j < 32; j++) gelu_coefficients[i][j] = coefficients[i][j];
-}
+const Kernel amx_kernel = {"amx", "bf16", 2, bf16_packed_bytes, bf16_pack, scratch_bytes, run};
 
 }  // namespace mexma
 #endif

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "engine.hpp"
+#include "gelu.hpp"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -12,30 +13,36 @@
 
 namespace mexma {
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-extern const Kernel amx_kernel;
-void set_amx_gelu(const float (*coefficients)[32]);
-
-namespace {
+extern const Kernel portable_kernel;
+#if defined(__x86_64__)
+extern const Kernel amx_kernel, avx512_bf16_kernel, avx512_kernel, avx2_kernel;
+#endif
 
 // p(a) = erf(a / sqrt 2) / 2 through three Chebyshev nodes of each piece, as powers of a.
-void prepare_gelu() {
+const float (*gelu_table())[32] {
   static float table[3][32];
-  for (int j = 0; j < 32; j++) {
-    const double per_unit = 7.0, middle = j / per_unit, half = 0.5 / per_unit;
-    double x[3], y[3];
-    for (int i = 0; i < 3; i++) {
-      x[i] = middle + half * std::cos((2 * i + 1) * 3.14159265358979323846 / 6);
-      y[i] = 0.5 * std::erf(x[i] / std::sqrt(2.0));
+  static const bool made = [] {
+    for (int j = 0; j < 32; j++) {
+      const double per_unit = 7, middle = j / per_unit, half = 0.5 / per_unit;
+      double x[3], y[3];
+      for (int i = 0; i < 3; i++) {
+        x[i] = middle + half * std::cos((2 * i + 1) * std::acos(-1.0) / 6);
+        y[i] = 0.5 * std::erf(x[i] / std::sqrt(2.0));
+      }
+      const double d01 = (y[1] - y[0]) / (x[1] - x[0]), d12 = (y[2] - y[1]) / (x[2] - x[1]);
+      const double d = (d12 - d01) / (x[2] - x[0]);
+      table[2][j] = float(d);
+      table[1][j] = float(d01 - d * (x[0] + x[1]));
+      table[0][j] = float(y[0] - d01 * x[0] + d * x[0] * x[1]);
     }
-    const double d01 = (y[1] - y[0]) / (x[1] - x[0]), d12 = (y[2] - y[1]) / (x[2] - x[1]);
-    const double d = (d12 - d01) / (x[2] - x[0]);
-    table[2][j] = float(d);
-    table[1][j] = float(d01 - d * (x[0] + x[1]));
-    table[0][j] = float(y[0] - d01 * x[0] + d * x[0] * x[1]);
-  }
-  set_amx_gelu(table);
+    return true;
+  }();
+  (void)made;
+  return table;
 }
+
+#if defined(__x86_64__)
+namespace {
 
 bool processor_has(const char* feature) {
   unsigned a, b, c, d;
@@ -61,24 +68,28 @@ bool system_gives_tiles() {
 #endif
 
 const std::vector<const Kernel*>& kernels() {
-  static const std::vector<const Kernel*> all = [] {
-    std::vector<const Kernel*> found;
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-    prepare_gelu();
-    found.push_back(&amx_kernel);
+  static const std::vector<const Kernel*> all = {
+#if defined(__x86_64__)
+      &amx_kernel, &avx512_bf16_kernel, &avx512_kernel, &avx2_kernel,
 #endif
-    return found;
-  }();
+      &portable_kernel};
   return all;
 }
 
 std::string missing(const Kernel& kernel) {
-  const std::string name = kernel.name;
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  if (name == "amx") {
-    for (const char* feature : {"avx512f", "avx512_bf16", "amx_tile", "amx_bf16"})
+#if defined(__x86_64__)
+  static const struct {
+    const Kernel* kernel;
+    std::vector<const char*> features;
+  } needs[] = {{&amx_kernel, {"avx512f", "avx512_bf16", "amx_tile", "amx_bf16"}},
+               {&avx512_bf16_kernel, {"avx512f", "avx512_bf16"}},
+               {&avx512_kernel, {"avx512f"}},
+               {&avx2_kernel, {"avx2"}}};
+  for (const auto& need : needs) {
+    if (need.kernel != &kernel) continue;
+    for (const char* feature : need.features)
       if (!processor_has(feature)) return std::string("the processor has no ") + feature;
-    if (!system_gives_tiles()) return "the system does not let this process use AMX tiles";
+    if (need.kernel == &amx_kernel && !system_gives_tiles()) return "the system does not let this process use AMX";
   }
 #endif
   return "";
