@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from mexma.artifact import Manifest
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
@@ -27,7 +28,7 @@ from service.vectors import (
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["embeddings"])
-    embedder, manifest = state.embedder, state.encoder.manifest
+    encoders = state.encoders
 
     @routes.post(
         "/v1/embeddings",
@@ -43,36 +44,41 @@ def router(state: State) -> APIRouter:
     )
     async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Embed text or token ids."""
+        embedder = encoders.for_request(body.model)
+        encoder = embedder.encoder
         if isinstance(body.input[0], str):
             work = embedder.embed(body.input, truncate=body.truncate, partial=body.partial)
         else:
             work = embedder.embed_ids(body.input, truncate=body.truncate, partial=body.partial)
         embedded = await unless_gone(request, work)
         vectors = shorten(embedded.vectors, body.dimensions)
-        headers = timing_headers(embedded, state.encoder.fingerprint)
+        headers = timing_headers(embedded, encoder.fingerprint)
         if wants_npy(request):
             return npy_response(vectors, headers | truncation_headers(embedded))
         return json_response(
-            openai_body(embedded, vectors, body.encoding_format, manifest.name), headers
+            openai_body(embedded, vectors, body.encoding_format, encoder.manifest.name), headers
         )
 
     @routes.get("/v1/models", response_model=ModelList)
     async def list_models() -> ModelList:
-        """The model that is served, with its card."""
-        card = ModelCard(
-            id=manifest.name,
-            fingerprint=state.encoder.fingerprint,
-            dimensions=manifest.dim,
-            max_tokens=manifest.max_tokens,
-            pooling=manifest.pooling,
-            precision=manifest.precision,
-            prefix=manifest.prefix,
-            source=manifest.source,
-            quality=_means(manifest.quality),
-        )
-        return ModelList(data=[card])
+        """The models that are served, each with its card; the default first."""
+        return ModelList(data=[_card(embedder.encoder.manifest) for embedder in encoders])
 
     return routes
+
+
+def _card(manifest: Manifest) -> ModelCard:
+    return ModelCard(
+        id=manifest.name,
+        fingerprint=manifest.fingerprint,
+        dimensions=manifest.dim,
+        max_tokens=manifest.max_tokens,
+        pooling=manifest.pooling,
+        precision=manifest.precision,
+        prefix=manifest.prefix,
+        source=manifest.source,
+        quality=_means(manifest.quality),
+    )
 
 
 def _means(quality: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,8 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "compact": "floa
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["text-embeddings-inference"])
-    embedder, settings = state.embedder, state.settings
+    embedder, settings = state.encoders.default, state.settings
+    encoder = embedder.encoder
 
     @routes.post(
         "/embed",
@@ -58,7 +59,7 @@ def router(state: State) -> APIRouter:
             work = embedder.embed_ids(body.inputs, truncate=body.truncate)
         embedded = await unless_gone(request, work)
         vectors = shorten(embedded.vectors, body.dimensions)
-        headers = timing_headers(embedded, state.encoder.fingerprint)
+        headers = timing_headers(embedded, encoder.fingerprint)
         headers |= truncation_headers(embedded)
         if wants_npy(request):
             return npy_response(vectors, headers)
@@ -67,10 +68,10 @@ def router(state: State) -> APIRouter:
     @routes.get("/info", response_model=TeiInfo)
     async def info() -> TeiInfo:
         """What is served, and its limits."""
-        manifest = state.encoder.manifest
+        manifest = encoder.manifest
         return TeiInfo(
             model_id=manifest.name,
-            model_sha=state.encoder.fingerprint,
+            model_sha=encoder.fingerprint,
             model_dtype=DTYPES[manifest.precision],
             model_type=TeiModelType(embedding=TeiPooling(pooling=POOLING_NAMES[manifest.pooling])),
             max_concurrent_requests=settings.max_queue_tokens,
@@ -79,7 +80,7 @@ def router(state: State) -> APIRouter:
             max_batch_requests=settings.max_batch_items,
             max_client_batch_size=settings.max_request_items,
             auto_truncate=settings.auto_truncate,
-            tokenization_workers=state.embedder.tokenizer_threads,
+            tokenization_workers=embedder.tokenizer_threads,
             version=__version__,
         )
 
