@@ -30,6 +30,7 @@ from service.vectors import json_response, timing_headers, truncations
 def router(state: State) -> APIRouter:
     """The route, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["search"], prefix=PREFIX)
+
     @routes.post(
         "/{name}/search",
         response_model=SearchResponse,
