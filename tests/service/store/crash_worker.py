@@ -69,7 +69,8 @@ def migrate(store: LocalStore, choose: random.Random) -> None:
         migrations.begin("c", dim, other)
         return
     info = migrations.describe("c")
-    what = choose.choices(["follow", "change over", "end"], [4, 3, 2])[0]
+    weights = [2, 2, 3] if info.phase == "cut_over" else [4, 4, 1]
+    what = choose.choices(["follow", "change over", "end"], weights)[0]
     if what == "follow":
         for _ in range(choose.randint(1, 4)):
             rows = migrations.work("c", 60)
@@ -92,7 +93,7 @@ def actions(round_: int) -> Iterator[Action]:
     backed_up = False
     while True:
         kinds = ["write", "migrate", "backup", "restore", "settle"]
-        what = choose.choices(kinds, [8, 6, 1, 1, 2])[0]
+        what = choose.choices(kinds, [8, 8, 1, 1, 2])[0]
         if what == "write":
             yield what, *next(written)
         elif what != "restore" or backed_up:
@@ -106,7 +107,7 @@ def act(root: Path, round_: int) -> None:
     if not store.list():
         store.create("c", DIM, PRINT)
     os.write(1, b"open\n")
-    for what, put, gone in islice(actions(round_), 150):
+    for what, put, gone in islice(actions(round_), 200):
         if what == "backup":
             backup = store.back_up("c").id
         elif what == "restore":
