@@ -201,7 +201,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
         encoder.gate.clear()
         running = asyncio.create_task(batcher.submit([ids(3)]))
         await engine_is_busy(batcher)
-        huge = asyncio.create_task(batcher.submit([ids(30)] * 10))  # an empty queue takes it
+        different = [ids(30, fill) for fill in range(5, 15)]
+        huge = asyncio.create_task(batcher.submit(different))  # an empty queue takes it
         await queue_is(batcher, 10)
         with pytest.raises(Overloaded, match="holds 300 tokens and 5 more") as refusal:
             await batcher.submit([ids(5)])
@@ -220,7 +221,9 @@ def test_batches_are_grouped_by_length_and_the_oldest_goes_first():
         encoder.gate.clear()
         first = asyncio.create_task(batcher.submit([ids(1)]))
         await engine_is_busy(batcher)
-        mixed = asyncio.create_task(batcher.submit([ids(n) for n in (40, 4, 39, 5, 4, 38)]))
+        mixed = asyncio.create_task(
+            batcher.submit([ids(n, 5 + i) for i, n in enumerate((40, 4, 39, 5, 4, 38))])
+        )
         await queue_is(batcher, 6)
         encoder.gate.set()
         await asyncio.gather(first, mixed)
