@@ -82,6 +82,7 @@ def create_app(
         lifespan=lambda _: _lifespan(state),
     )
     app.state.client_header = settings.client_header
+    app.state.embedder = state.embedder
     http_errors.install(app)
     app.include_router(embeddings.router(state))
     for routes in (collections, documents, search, snapshots):

@@ -209,7 +209,7 @@ class Batcher:
             self._alone_tokens += 0.05 * (tokens - self._alone_tokens)
         if self._observer and (joined or self._cache):
             self._observer.spared(cached=len(sequences) - len(wanted), joined=joined)
-        if not job.remaining:
+        if not sequences:
             job.future.set_result(None)
         return job
 
@@ -337,7 +337,7 @@ class Batcher:
             self._observer.batch_done(
                 items=len(batch), tokens=tokens, padded_tokens=padded, seconds=outcome.seconds
             )
-        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()
+        finite = [bool(good) for good in np.isfinite(vectors).all(axis=1)]
         if not all(finite):
             bad = [entry for entry, good in zip(batch, finite, strict=True) if not good]
             self._fail(bad, NonFiniteVector("inference gave a vector that is not finite"))

@@ -205,8 +205,8 @@ class Lanes:
             self._owed_to_bulk = 0.0
         elif lane == "interactive":
             self._owed_to_bulk += tokens / BULK_SHARE
-        else:
-            self._owed_to_bulk = max(0.0, self._owed_to_bulk - tokens)
+        elif self._queues["interactive"].items:
+            self._owed_to_bulk -= tokens
 
     def _light_about(self, now: float, quantum: float) -> bool:
         """Whether an interactive client was seen lately that has little waiting now."""
