@@ -337,7 +337,7 @@ class Batcher:
             self._observer.batch_done(
                 items=len(batch), tokens=tokens, padded_tokens=padded, seconds=outcome.seconds
             )
-        finite = [bool(good) for good in np.isfinite(vectors).all(axis=1)]
+        finite: list[bool] = np.logical_and.reduce(np.isfinite(vectors), axis=1).tolist()
         if not all(finite):
             bad = [entry for entry, good in zip(batch, finite, strict=True) if not good]
             self._fail(bad, NonFiniteVector("inference gave a vector that is not finite"))
