@@ -37,9 +37,6 @@ class Encoders:
             self._embedders[fingerprint] = Embedder(encoder, settings, metrics)
             metrics.encoder.labels(name, fingerprint).set(1)
         self.default = next(iter(self._embedders.values()))
-        # One queue each; what is shown is what waits in all of them.
-        metrics.queue_items.set_function(lambda: sum(e.batcher.queued_items for e in self))
-        metrics.queue_tokens.set_function(lambda: sum(e.batcher.queued_tokens for e in self))
 
     def __iter__(self) -> Iterator[Embedder]:
         """The default first."""

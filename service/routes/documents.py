@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from mexma.errors import DocumentNotFound, InputError
+from service.caller import Caller, caller
 from service.collection_schemas import (
     CountResponse,
     DeleteRequest,
@@ -42,7 +43,12 @@ def router(state: State) -> APIRouter:
         response_model=UpsertResponse,
         responses=documented(*BODY_ERRORS, 404, 409, *INFERENCE_ERRORS),
     )
-    async def upsert_documents(name: Name, body: UpsertRequest, request: Request) -> Response:
+    async def upsert_documents(
+        name: Name,
+        body: UpsertRequest,
+        request: Request,
+        asks: Annotated[Caller, Depends(caller)],
+    ) -> Response:
         """Embed and store documents; one with an id that exists is replaced.
 
         Each document has its own outcome: those that cannot be embedded fail, the others are
@@ -50,7 +56,7 @@ def router(state: State) -> APIRouter:
         """
 
         async def upserted(info: CollectionInfo, embedder: Embedder) -> Response:
-            return await _upserted(state, info, embedder, body, request)
+            return await _upserted(state, info, embedder, body, request, asks)
 
         return await with_encoder(state, name, upserted)
 
@@ -121,13 +127,18 @@ def router(state: State) -> APIRouter:
 
 
 async def _upserted(
-    state: State, info: CollectionInfo, embedder: Embedder, body: UpsertRequest, request: Request
+    state: State,
+    info: CollectionInfo,
+    embedder: Embedder,
+    body: UpsertRequest,
+    request: Request,
+    asks: Caller,
 ) -> Response:
     store, name, fingerprint = state.store, info.name, info.fingerprint
     embedder.check_count(len(body.documents))
     texts = [d.text for d in body.documents]
     embedded = await unless_gone(
-        request, embedder.embed(texts, truncate=body.truncate, partial=True)
+        request, embedder.embed(texts, truncate=body.truncate, partial=True, caller=asks)
     )
     good = [i for i in range(len(texts)) if i not in embedded.errors]
     languages = await asyncio.to_thread(

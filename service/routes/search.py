@@ -6,14 +6,15 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from mexma.errors import InputError, TooManyItems
+from service.caller import Caller, caller
 from service.collection_schemas import SearchRequest, SearchResponse
 from service.embedder import Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
@@ -36,14 +37,19 @@ def router(state: State) -> APIRouter:
         response_model=SearchResponse,
         responses=documented(*BODY_ERRORS, 404, 409, *INFERENCE_ERRORS),
     )
-    async def search(name: Name, body: SearchRequest, request: Request) -> Response:
+    async def search(
+        name: Name,
+        body: SearchRequest,
+        request: Request,
+        asks: Annotated[Caller, Depends(caller)],
+    ) -> Response:
         """The nearest documents to texts or vectors, in chosen languages or in each."""
         if (body.queries is None) == (body.vectors is None):
             found_what = "neither" if body.queries is None else "both"
             raise InputError(f"expected either queries or vectors, found {found_what}")
 
         async def found(info: CollectionInfo, embedder: Embedder) -> Response:
-            return await _found(state, info, embedder, body, request)
+            return await _found(state, info, embedder, body, request, asks)
 
         return await with_encoder(state, name, found, again=body.queries is not None)
 
@@ -51,7 +57,12 @@ def router(state: State) -> APIRouter:
 
 
 async def _found(
-    state: State, info: CollectionInfo, embedder: Embedder, body: SearchRequest, request: Request
+    state: State,
+    info: CollectionInfo,
+    embedder: Embedder,
+    body: SearchRequest,
+    request: Request,
+    asks: Caller,
 ) -> Response:
     store, name, fingerprint = state.store, info.name, info.fingerprint
     groups = len(info.languages) if body.per_language else 1
@@ -70,7 +81,8 @@ async def _found(
         check_fingerprint(name, fingerprint, body.fingerprint)
     if body.queries is not None:
         queries = body.queries
-        embedded = await unless_gone(request, embedder.embed(queries, truncate=body.truncate))
+        work = embedder.embed(queries, truncate=body.truncate, caller=asks)
+        embedded = await unless_gone(request, work)
         vectors, cut = embedded.vectors, truncations(embedded)
         headers = timing_headers(embedded, fingerprint)
         if body.query_language:
