@@ -56,7 +56,7 @@ def router(state: State) -> APIRouter:
         """
 
         async def upserted(info: CollectionInfo, embedder: Embedder) -> Response:
-            return await _upserted(state, info, embedder, body, request, asks)
+            return await _upserted(state, info, embedder, body, request, asks=asks)
 
         return await with_encoder(state, name, upserted)
 
@@ -132,6 +132,7 @@ async def _upserted(
     embedder: Embedder,
     body: UpsertRequest,
     request: Request,
+    *,
     asks: Caller,
 ) -> Response:
     store, name, fingerprint = state.store, info.name, info.fingerprint

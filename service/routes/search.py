@@ -49,7 +49,7 @@ def router(state: State) -> APIRouter:
             raise InputError(f"expected either queries or vectors, found {found_what}")
 
         async def found(info: CollectionInfo, embedder: Embedder) -> Response:
-            return await _found(state, info, embedder, body, request, asks)
+            return await _found(state, info, embedder, body, request, asks=asks)
 
         return await with_encoder(state, name, found, again=body.queries is not None)
 
@@ -62,6 +62,7 @@ async def _found(
     embedder: Embedder,
     body: SearchRequest,
     request: Request,
+    *,
     asks: Caller,
 ) -> Response:
     store, name, fingerprint = state.store, info.name, info.fingerprint
