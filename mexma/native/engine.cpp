@@ -160,10 +160,17 @@ void Engine::set_vector(int layer, int which, const float* values, size_t count)
 }
 
 void Engine::set_matrix(int layer, int which, const float* values, int k, int n, const float* bias) {
-  weights_.emplace_back(kernel_.packed_bytes(k, n) + size_t(n) * 4);
-  char* packed = weights_.back().data();
+  // In the order of use, one after the other: kernels fetch ahead of where they are.
+  const size_t h = model_.padded_hidden, mixed = size_t(model_.heads) * model_.head_blocks * BLOCK, f = model_.intermediate;
+  const size_t sizes[] = {kernel_.packed_bytes(h, 3 * mixed), kernel_.packed_bytes(mixed, h), kernel_.packed_bytes(h, f), kernel_.packed_bytes(f, h)};
+  if (which < 0 || which > 3 || kernel_.packed_bytes(k, n) != sizes[which]) throw std::invalid_argument("matrix: its shape is not the model's");
+  const size_t layer_bytes = sizes[0] + sizes[1] + sizes[2] + sizes[3];
+  if (!matrices_.data()) matrices_ = Memory(layer_bytes * layers_.size());
+  char* packed = matrices_.data() + layer_bytes * layer;
+  for (int i = 0; i < which; i++) packed += sizes[i];
   kernel_.pack(values, k, n, packed);
-  auto* copy = reinterpret_cast<float*>(packed + kernel_.packed_bytes(k, n));
+  weights_.emplace_back(size_t(n) * 4);
+  auto* copy = reinterpret_cast<float*>(weights_.back().data());
   std::copy(bias, bias + n, copy);
   Layer& l = layers_.at(layer);
   Matrix* to[] = {&l.qkv, &l.attention_out, &l.widen, &l.narrow};

@@ -110,7 +110,7 @@ class Engine {
   Model model_;
   std::vector<Layer> layers_;
   std::vector<Memory> weights_;
-  Memory positions_, head_, head_bias_;
+  Memory matrices_, head_, head_bias_;
   std::mutex turn_;
   Pool threads_;
   Barrier barrier_;

@@ -4,6 +4,8 @@
 // `Arithmetic` supplies: `Element` of an activation, `store(Element*, V, V)` of 32 columns,
 // `multiply` with an epilogue, `add_product`, `attention`, `enter` and `leave`.
 
+#define NOINLINE __attribute__((noinline))  // so that profiles tell them apart
+
 typedef float V __attribute__((vector_size(64), aligned(4), may_alias));  // 16 floats
 
 static inline V load(const float* p) { return *reinterpret_cast<const V*>(p); }
@@ -102,7 +104,7 @@ static inline void normalise(const Model& m, const Workspace& w, const float* ro
 }
 
 template <class A>
-static void embed(const Model& m, const Workspace& w, const Piece& piece, int from, int to, float* row) {
+NOINLINE static void embed(const Model& m, const Workspace& w, const Piece& piece, int from, int to, float* row) {
   const float* next_bias = m.layers[0].attention_out.bias;
   const Table& table = m.table;
   const size_t row_bytes = size_t(m.hidden) * (table.kind == TableKind::f32    ? 8
@@ -124,7 +126,7 @@ static void embed(const Model& m, const Workspace& w, const Piece& piece, int fr
 }
 
 template <class A>
-static void normalise_rows(const Model& m, const Workspace& w, int from, int to, const Norm& norm,
+NOINLINE static void normalise_rows(const Model& m, const Workspace& w, int from, int to, const Norm& norm,
                            const float* next_bias) {
   for (int t = from; t < to; t++)
     normalise<A>(m, w, w.residual + size_t(t) * m.padded_hidden, t, norm, next_bias);
