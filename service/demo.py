@@ -7,7 +7,7 @@ import logging
 
 from tqdm import tqdm
 
-from mexma.errors import CollectionNotFound, DocumentNotFound, StoreError
+from mexma.errors import CollectionNotFound, DocumentNotFound, StoreError, StoreUnavailable
 from mexma.sample import Sentence, tatoeba_sample
 from service.state import State
 from service.store.protocol import Document, Store
@@ -30,6 +30,9 @@ async def offer_demo(state: State) -> None:
         found = await asyncio.to_thread(store.describe, NAME)
     except CollectionNotFound:
         pass
+    except StoreUnavailable as error:
+        log.error("no demo until the next start: %s", error)
+        return
     except StoreError as error:
         log.error("no demo: %s; delete the collection %s to have it made again", error, NAME)
         return

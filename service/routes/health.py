@@ -7,6 +7,7 @@ import asyncio
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from mexma.errors import StoreUnavailable
 from service.schemas import Live, Ready
 from service.state import State
 
@@ -57,8 +58,14 @@ def router(state: State) -> APIRouter:
     )
     async def show_metrics() -> Response:
         """Prometheus metrics."""
-        infos = await asyncio.to_thread(state.store.list)
         metrics = state.metrics
+        try:
+            infos = await asyncio.to_thread(state.store.list)
+        except StoreUnavailable:
+            infos = []  # the other metrics are the more needed now
+            metrics.store_up.set(0)
+        else:
+            metrics.store_up.set(1)
         for gauge in (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness):
             gauge.clear()  # of collections that are gone
         for info in infos:

@@ -105,6 +105,11 @@ class MilvusStore:
         # Writers that run at one time in several processes give different numbers.
         self._writer = int.from_bytes(np.random.default_rng().bytes(2), "big") % 1024
 
+    @property
+    def place(self) -> str:
+        """Host and port, without what may stand before them."""
+        return self._milvus.place
+
     def _stamp(self, name: str, fingerprint: str | None = None) -> Stamp:
         """Read at each use: another process may have dropped the collection and made it anew."""
         check_name(name)

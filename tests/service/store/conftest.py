@@ -11,7 +11,7 @@ from service.store.local import LocalStore
 from service.store.milvus.store import MilvusStore
 from service.store.protocol import Store
 
-from .milvus_server import MilvusServer
+from .milvus.server import MilvusServer
 from .reference import ReferenceStore
 
 
