@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 MAX_ROWS = 16_384
 """What one query or search of Milvus may return, per row of the search."""
 NOT_FOUND, NOT_LOADED = 100, 101
-AWAY = {2, 8, 9, 106}
-"""Not reachable, refusing for its load or quota, or still loading: later it may well answer."""
-TRANSIENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED", "ABORTED"}
+LOST: set[int | str] = {2, "UNAVAILABLE"}
+"""Not reachable."""
+AWAY = LOST | {8, 9, 106, "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED", "ABORTED"}
+"""Or refusing for its load or quota, still loading, or too slow: later it may well answer."""
 SCALAR_INDEXES = ("seq", "lang", "subtag", "terms")
 
 Rows = list[dict[str, Any]]
@@ -87,27 +88,38 @@ class Connection:
             raise self._meaning(e, stamp) from e
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._connected(), method)(*args, timeout=self._timeout_s, **kwargs)
+        client = self._connected()
+        try:
+            return getattr(client, method)(*args, timeout=self._timeout_s, **kwargs)
+        except Exception as e:
+            if _name_or_number(e) in LOST:
+                self._forget(client)
+            raise
+
+    def _forget(self, client: MilvusClient) -> None:
+        """Connect anew next time: gRPC would wait longer after each attempt, up to two minutes."""
+        with self._connecting:
+            if self._client is client:
+                self._client = None
+                client.close()
 
     def _meaning(self, error: Exception, stamp: Stamp | str) -> Exception:
         if not isinstance(error, self._pymilvus.MilvusException) and not hasattr(error, "code"):
             return error  # ours already, or a defect of ours
-        code = getattr(error, "code", None)
-        code = code() if callable(code) else code
+        code = _name_or_number(error)
         said = getattr(error, "message", None) or getattr(error, "details", lambda: error)()
         said = " ".join(str(said).split())[:300]
         if code == NOT_FOUND:
             name = stamp if isinstance(stamp, str) else stamp.name
             return CollectionNotFound(f"there is no collection {name!r}")
-        away = code in AWAY or getattr(error, "retriable", False)
-        if away or getattr(code, "name", "") in TRANSIENT:
+        if code in AWAY or getattr(error, "retriable", False):
             return StoreUnavailable(f"Milvus at {self.place} does not answer: {said}")
         return StoreFailed(f"Milvus at {self.place} refused: {said}")
 
     def collections(self) -> list[str]:
         """The Milvus names of all collections in the database."""
         try:
-            found: list[str] = self._connected().list_collections(timeout=self._timeout_s)
+            found: list[str] = self._call("list_collections")
         except Exception as e:
             raise self._meaning(e, "") from e
         return found
@@ -191,8 +203,16 @@ class Connection:
         return int(row["count(*)"])
 
     def close(self) -> None:
+        """Every later use raises StoreFailed."""
         with self._connecting:
             self._closed = True
             if self._client is not None:
                 self._client.close()
                 self._client = None
+
+
+def _name_or_number(error: Exception) -> int | str | None:
+    """The code of an error: Milvus's number, or the name of gRPC's status."""
+    code = getattr(error, "code", None)
+    code = code() if callable(code) else code
+    return getattr(code, "name", code) if not isinstance(code, int) else int(code)
