@@ -99,9 +99,10 @@ class Connection:
     def _forget(self, client: MilvusClient) -> None:
         """Connect anew next time: gRPC would wait longer after each attempt, up to two minutes."""
         with self._connecting:
-            if self._client is client:
+            if current := self._client is client:
                 self._client = None
-                client.close()
+        if current:
+            client.close()
 
     def _meaning(self, error: Exception, stamp: Stamp | str) -> Exception:
         if not isinstance(error, self._pymilvus.MilvusException) and not hasattr(error, "code"):
