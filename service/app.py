@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
@@ -32,7 +33,9 @@ from service.routes import (
     snapshots,
     tei,
 )
+from service.schemas import EmbeddingRequest, TeiEmbedRequest
 from service.settings import Settings
+from service.shortcut import shortcut
 from service.state import State
 from service.store.protocol import Store
 
@@ -78,6 +81,8 @@ def create_app(
         strict_content_type=False,  # JsonRoute answers 415 itself
         lifespan=lambda _: _lifespan(state),
     )
+    app.state.client_header = settings.client_header
+    app.state.embedder = state.embedder
     http_errors.install(app)
     app.include_router(embeddings.router(state))
     for routes in (collections, documents, search, snapshots):
@@ -92,6 +97,16 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         metrics=metrics,
+        shortcuts={
+            "/v1/embeddings": shortcut(
+                EmbeddingRequest,
+                partial(embeddings.answer, state),
+                client_header=settings.client_header,
+            ),
+            "/embed": shortcut(
+                TeiEmbedRequest, partial(tei.answer, state), client_header=settings.client_header
+            ),
+        },
     )
     return app
 

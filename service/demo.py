@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from mexma.errors import CollectionNotFound, DocumentNotFound, StoreError, StoreUnavailable
 from mexma.sample import Sentence, tatoeba_sample
+from service.caller import INTERNAL_BULK
 from service.state import State
 from service.store.protocol import Document, Store
 
@@ -49,7 +50,7 @@ async def offer_demo(state: State) -> None:
     with tqdm(total=len(sentences), desc="filling the demo", unit=" sentences") as progress:
         for start in range(0, len(sentences), BATCH):
             batch = sentences[start : start + BATCH]
-            embedded = await state.embedder.embed([s.text for s in batch])
+            embedded = await state.embedder.embed([s.text for s in batch], caller=INTERNAL_BULK)
             documents = [
                 Document(id=_id(s), text=s.text, lang=s.lang, metadata={"group": s.group})
                 for s in batch

@@ -122,6 +122,27 @@ class Settings(BaseSettings):
         "request that finds the queue empty is taken, however large. Larger hides overload as "
         "latency, smaller refuses bursts that would have been served in time.",
     )
+    interactive_tokens: int = Field(
+        256,
+        ge=0,
+        description="A request with more tokens than this is bulk work, which gives way to others, "
+        "unless its header `x-lane` says what it is. Larger lets medium requests go first too, and "
+        "makes small ones wait for them.",
+    )
+    client_header: str = Field(
+        "",
+        pattern=r"^[a-z0-9-]*$",
+        description="Header, in lower case, that names the client; the engine is shared evenly "
+        "between clients. Empty: a client is its address and its `authorization`. Behind a proxy all "
+        "have one address: name a header here that the proxy sets, never one that clients can.",
+    )
+    cache_mb: int = Field(
+        0,
+        ge=0,
+        description="Memory for vectors computed before, least recently used ones dropped; 0 keeps "
+        "none. A vector of 384 dimensions takes 1.9 kB. It pays where the same texts come again: "
+        "look at `mexma_spared_items_total`. Texts are not kept, only a hash of their tokens.",
+    )
     max_request_items: int = Field(
         2048, ge=1, description="Texts, documents or queries in one request; more get 422."
     )

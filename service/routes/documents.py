@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from mexma.errors import DocumentNotFound, InputError
+from service.caller import Caller, caller
 from service.collection_schemas import (
     CountResponse,
     DeleteRequest,
@@ -43,7 +44,12 @@ def router(state: State) -> APIRouter:
         response_model=UpsertResponse,
         responses=documented(*BODY_ERRORS, 404, 409, *INFERENCE_ERRORS),
     )
-    async def upsert_documents(name: Name, body: UpsertRequest, request: Request) -> Response:
+    async def upsert_documents(
+        name: Name,
+        body: UpsertRequest,
+        request: Request,
+        asks: Annotated[Caller, Depends(caller)],
+    ) -> Response:
         """Embed and store documents; one with an id that exists is replaced.
 
         Each document has its own outcome: those that cannot be embedded fail, the others are
@@ -53,7 +59,7 @@ def router(state: State) -> APIRouter:
         await asyncio.to_thread(store.describe, name)  # 404 before any work
         texts = [d.text for d in body.documents]
         embedded = await unless_gone(
-            request, embedder.embed(texts, truncate=body.truncate, partial=True)
+            request, embedder.embed(texts, truncate=body.truncate, partial=True, caller=asks)
         )
         good = [i for i in range(len(texts)) if i not in embedded.errors]
         languages = await asyncio.to_thread(

@@ -6,14 +6,15 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from mexma.errors import InputError, TooManyItems
+from service.caller import Caller, caller
 from service.collection_schemas import SearchRequest, SearchResponse
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
@@ -36,7 +37,12 @@ def router(state: State) -> APIRouter:
         response_model=SearchResponse,
         responses=documented(*BODY_ERRORS, 404, 409, *INFERENCE_ERRORS),
     )
-    async def search(name: Name, body: SearchRequest, request: Request) -> Response:
+    async def search(
+        name: Name,
+        body: SearchRequest,
+        request: Request,
+        asks: Annotated[Caller, Depends(caller)],
+    ) -> Response:
         """The nearest documents to texts or vectors, in chosen languages or in each."""
         info = await asyncio.to_thread(store.describe, name)  # 404 before any work
         groups = len(info.languages) if body.per_language else 1
@@ -56,7 +62,8 @@ def router(state: State) -> APIRouter:
             raise InputError(f"expected either queries or vectors, found {found_what}")
         if body.queries is not None:
             queries = body.queries
-            embedded = await unless_gone(request, embedder.embed(queries, truncate=body.truncate))
+            work = embedder.embed(queries, truncate=body.truncate, caller=asks)
+            embedded = await unless_gone(request, work)
             vectors, cut = embedded.vectors, truncations(embedded)
             headers = timing_headers(embedded, fingerprint)
             if body.query_language:
