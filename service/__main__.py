@@ -66,19 +66,22 @@ def serve(settings: Settings) -> None:
     # tokenised by one thread, requests by two.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     listener = _listen(settings.host, settings.port)
-    encoder = OnnxEncoder(settings.model, device=settings.device, threads=settings.threads)
+    encoder, *further = (
+        OnnxEncoder(path, device=settings.device, threads=settings.threads)
+        for path in (settings.model, *settings.further_models)
+    )
     store, place = _store(settings, encoder.session.threads)
     host, port = listener.getsockname()[:2]
     log.info(
         "serving %s on http://%s:%s (%s), collections in %s",
-        encoder.manifest.name,
+        ", ".join(e.manifest.name for e in (encoder, *further)),
         f"[{host}]" if ":" in host else host,
         port,
         settings.device,
         place,
     )
     config = uvicorn.Config(
-        create_app(settings, encoder=encoder, store=store),
+        create_app(settings, encoder=encoder, store=store, further=further),
         loop="uvloop",
         http="httptools",
         access_log=False,

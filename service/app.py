@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -19,7 +19,7 @@ from mexma import __version__
 from mexma.encoder import Encoder
 from service import http_errors
 from service.demo import offer_demo
-from service.embedder import Embedder
+from service.encoders import Encoders
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder
@@ -53,20 +53,20 @@ def create_app(
     encoder: Encoder,
     store: Store,
     detector: LanguageDetector | None = None,
+    further: Sequence[Encoder] = (),
 ) -> FastAPI:
     """The service as an ASGI application.
 
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
     store: where collections live; the app closes it when it shuts down. detector: names the
-    language of a text that comes without one.
+    language of a text that comes without one. further: encoders served beside the default one,
+    for collections that are theirs.
     """
     metrics = Metrics()
-    metrics.encoder.labels(encoder.manifest.name, encoder.fingerprint).set(1)
     state = State(
         settings=settings,
-        encoder=encoder,
+        encoders=Encoders([encoder, *further], settings, metrics),
         store=store,
-        embedder=Embedder(encoder, settings, metrics),
         detector=detector or LanguageDetector(),
         metrics=metrics,
         starting="starting",
@@ -82,7 +82,7 @@ def create_app(
         lifespan=lambda _: _lifespan(state),
     )
     app.state.client_header = settings.client_header
-    app.state.embedder = state.embedder
+    app.state.embedder = state.encoders.default
     http_errors.install(app)
     app.include_router(embeddings.router(state))
     for routes in (collections, documents, search, snapshots):
@@ -113,7 +113,7 @@ def create_app(
 
 @asynccontextmanager
 async def _lifespan(state: State) -> AsyncIterator[None]:
-    state.embedder.batcher.start()
+    state.encoders.start()
     starting = asyncio.create_task(_start(state), name="start")
     try:
         yield
@@ -121,7 +121,7 @@ async def _lifespan(state: State) -> AsyncIterator[None]:
         starting.cancel()
         with suppress(asyncio.CancelledError):
             await starting
-        await state.embedder.stop()
+        await state.encoders.stop()
         await asyncio.to_thread(state.store.close)
 
 
@@ -129,7 +129,8 @@ async def _start(state: State) -> None:
     """What happens while the port is already open; ready turns on at the end."""
     try:
         await asyncio.to_thread(state.detector.detect, "warm up")
-        await state.embedder.embed(["warm up"])
+        for embedder in state.encoders:
+            await embedder.embed(["warm up"])
         if state.settings.demo:
             state.starting = "filling_demo"
             await offer_demo(state)
@@ -138,4 +139,6 @@ async def _start(state: State) -> None:
         log.exception("the service could not start up and stays not ready")
         return
     state.starting = None
-    log.info("ready: %s, fingerprint %s", state.encoder.manifest.name, state.encoder.fingerprint)
+    for embedder in state.encoders:
+        encoder = embedder.encoder
+        log.info("ready: %s, fingerprint %s", encoder.manifest.name, encoder.fingerprint)

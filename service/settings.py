@@ -7,12 +7,19 @@ built in code and handed to `create_app`. `docs/settings.md` is generated from t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "default"
+
+
+def _split(value: Any) -> Any:
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -26,6 +33,12 @@ class Settings(BaseSettings):
         DEFAULT_MODEL,
         description="Directory of the artifact to serve, as written by mexma-export. Every file "
         "in it is verified against its manifest before it is loaded.",
+    )
+    further_models: Paths = Field(
+        (),
+        description="Directories of further artifacts to load beside it, separated by commas: for "
+        "collections that are theirs, and to move a collection from one to the other "
+        "(docs/migration.md). Each takes its memory, and all share the compute threads' cores.",
     )
     device: Literal["cpu", "cuda"] = Field(
         "cpu",

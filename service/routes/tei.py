@@ -34,7 +34,7 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "compact": "floa
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["text-embeddings-inference"])
-    settings = state.settings
+    embedder, settings = state.encoders.default, state.settings
 
     @routes.post(
         "/embed",
@@ -57,10 +57,11 @@ def router(state: State) -> APIRouter:
     @routes.get("/info", response_model=TeiInfo)
     async def info() -> TeiInfo:
         """What is served, and its limits."""
-        manifest = state.encoder.manifest
+        encoder = embedder.encoder
+        manifest = encoder.manifest
         return TeiInfo(
             model_id=manifest.name,
-            model_sha=state.encoder.fingerprint,
+            model_sha=encoder.fingerprint,
             model_dtype=DTYPES[manifest.precision],
             model_type=TeiModelType(embedding=TeiPooling(pooling=POOLING_NAMES[manifest.pooling])),
             max_concurrent_requests=settings.max_queue_tokens,
@@ -69,7 +70,7 @@ def router(state: State) -> APIRouter:
             max_batch_requests=settings.max_batch_items,
             max_client_batch_size=settings.max_request_items,
             auto_truncate=settings.auto_truncate,
-            tokenization_workers=state.embedder.tokenizer_threads,
+            tokenization_workers=embedder.tokenizer_threads,
             version=__version__,
         )
 
@@ -82,12 +83,12 @@ async def answer(state: State, body: TeiEmbedRequest, asks: Caller, npy: bool) -
         raise InputError(
             "normalize: only true is possible, this model's vectors are normalised in its graph"
         )
-    embedder = state.embedder
+    embedder = state.encoders.default
     if isinstance(body.inputs[0], str):
         side: Side = "left" if body.truncation_direction.lower() == "left" else "right"
         embedded = await embedder.embed(body.inputs, truncate=body.truncate, side=side, caller=asks)
     else:
         embedded = await embedder.embed_ids(body.inputs, truncate=body.truncate, caller=asks)
     vectors = shorten(embedded.vectors, body.dimensions)
-    headers = timing_headers(embedded, state.encoder.fingerprint) | truncation_headers(embedded)
+    headers = timing_headers(embedded, embedder.encoder.fingerprint) | truncation_headers(embedded)
     return npy_response(vectors, headers) if npy else json_response(list(vectors), headers)
