@@ -32,9 +32,8 @@ async def offer_demo(state: State) -> None:
         found = await asyncio.to_thread(store.describe, NAME)
     except CollectionNotFound:
         pass
-    except StoreUnavailable as error:
-        log.error("no demo until the next start: %s", error)
-        return
+    except StoreUnavailable:
+        raise
     except StoreError as error:
         log.error("no demo: %s; delete the collection %s to have it made again", error, NAME)
         return
