@@ -173,13 +173,13 @@ class Served:
         )
 
     def ask(self, path: str, body: object = None, method: str | None = None) -> Any:
-        request = urllib.request.Request(  # noqa: S310 - this machine
+        request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"content-type": "application/json"},
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or b"null")
 
     def wait_until_ready(self) -> None:

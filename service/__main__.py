@@ -8,8 +8,10 @@ import os
 import re
 import signal
 import socket
+import ssl
 import sys
 import textwrap
+from typing import Any
 
 import uvicorn
 from pydantic import ValidationError
@@ -18,6 +20,7 @@ from mexma import __version__
 from mexma.encoder import OnnxEncoder
 from mexma.errors import InstallationError, MexmaError, StoreError
 from mexma.installation import check_installation
+from service import logs
 from service.app import create_app
 from service.settings import Settings
 from service.store.local import LocalStore
@@ -54,9 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def serve(settings: Settings) -> None:
     """Build the app from `settings` and run it. Raises MexmaError when it cannot start."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(settings.log_level, settings.log_format)
     # uvicorn's own lines repeat what is said here.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
     for package, distribution in check_installation().items():
@@ -80,8 +81,9 @@ def serve(settings: Settings) -> None:
         ) from error
     host, port = listener.getsockname()[:2]
     log.info(
-        "serving %s on http://%s:%s (%s), collections in %s",
+        "serving %s on %s://%s:%s (%s), collections in %s",
         encoder.manifest.name,
+        "https" if settings.tls_cert else "http",
         f"[{host}]" if ":" in host else host,
         port,
         settings.device,
@@ -95,8 +97,28 @@ def serve(settings: Settings) -> None:
         log_config=None,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=KEEP_ALIVE_S,
+        server_header=False,
+        **_tls(settings),
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _tls(settings: Settings) -> dict[str, Any]:
+    """uvicorn's arguments for HTTPS. Raises InstallationError when the files cannot be used."""
+    if settings.tls_cert is None and settings.tls_key is None:
+        return {}
+    if settings.tls_cert is None or settings.tls_key is None:
+        raise InstallationError("MEXMA_TLS_CERT and MEXMA_TLS_KEY go together; one of them is set")
+    try:
+        # The password is given so that an encrypted key is refused instead of asked about.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except OSError as error:  # SSLError is one
+        raise InstallationError(
+            f"MEXMA_TLS_CERT {settings.tls_cert} and MEXMA_TLS_KEY {settings.tls_key} cannot be "
+            f"used: {error.strerror or error}"
+        ) from error
+    return {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -80,8 +80,9 @@ def create_app(
     )
     http_errors.install(app)
     app.include_router(embeddings.router(state))
-    for routes in (collections, documents, search, snapshots):
-        app.include_router(routes.router(state))
+    if settings.collections:
+        for routes in (collections, documents, search, snapshots):
+            app.include_router(routes.router(state))
     app.include_router(tei.router(state))
     app.include_router(health.router(state))
     app.include_router(page.router())
@@ -91,6 +92,7 @@ def create_app(
         RequestBorder,
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
+        access_log=settings.access_log,
         metrics=metrics,
     )
     return app
@@ -115,7 +117,7 @@ async def _start(state: State) -> None:
     try:
         await asyncio.to_thread(state.detector.detect, "warm up")
         await state.embedder.embed(["warm up"])
-        if state.settings.demo:
+        if state.settings.demo and state.settings.collections:
             state.starting = "filling_demo"
             await offer_demo(state)
     except Exception:

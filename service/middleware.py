@@ -7,6 +7,7 @@ than the whole of a small request.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 import uuid
@@ -18,8 +19,10 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http_errors import error_response
+from service.logs import request_id as request_id_var
 from service.metrics import Metrics
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
@@ -33,16 +36,24 @@ class RequestBorder:
 
     Gives the request its id (`x-request-id`, taken over from the client when it is made of
     letters, digits and `_.:-`), reads the body whole within `max_body_bytes` and
-    `body_timeout_s` (413 and 408), and counts the outcome.
+    `body_timeout_s` (413 and 408), counts the outcome, and logs it with `access_log`; a
+    failure of ours (500 and above) is logged in any case.
     """
 
     def __init__(
-        self, app: ASGIApp, *, max_body_bytes: int, body_timeout_s: float, metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        metrics: Metrics,
+        access_log: bool = False,
     ):
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
         self.metrics = metrics
+        self.access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,6 +63,7 @@ class RequestBorder:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        token = request_id_var.set(request_id.decode())
         status = 499  # the client left before an answer began
 
         async def send_with_id(message: Message) -> None:
@@ -74,7 +86,20 @@ class RequestBorder:
             route = scope.get("route")
             path = getattr(route, "path", "unmatched")
             self.metrics.requests.labels(path, status).inc()
-            self.metrics.request_seconds.labels(path).observe(time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self.metrics.request_seconds.labels(path).observe(seconds)
+            if self.access_log or status >= 500:
+                log.log(
+                    logging.WARNING if status >= 500 else logging.INFO,
+                    "request",
+                    extra={
+                        "method": scope["method"],
+                        "route": path,  # as declared: what it was filled with is the caller's
+                        "status": status,
+                        "seconds": round(seconds, 6),
+                    },
+                )
+            request_id_var.reset(token)
 
     async def _receive_body(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send

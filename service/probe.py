@@ -1,7 +1,7 @@
 """`python -m service.probe`: ask the service of this machine whether it is ready; for healthchecks.
 
 Exits with 0 when `/health/ready` answers 200, with 1 and the reason otherwise. It reads the
-same environment as the service (`MEXMA_PORT`, `MEXMA_HOST`) and nothing else, and imports only
+same environment as the service (where it listens, and whether with TLS), and imports only
 the standard library: it is started every few seconds.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import ssl
 import sys
 
 TIMEOUT_S = 4.0
@@ -20,7 +21,14 @@ def main() -> int:
     host = os.environ.get("MEXMA_HOST", "127.0.0.1")
     port = int(os.environ.get("MEXMA_PORT") or os.environ.get("PORT") or 8080)
     asked = "127.0.0.1" if host in ANY_ADDRESS else host
-    connection = http.client.HTTPConnection(asked, port, timeout=TIMEOUT_S)
+    if os.environ.get("MEXMA_TLS_CERT"):
+        # It asks itself, by an address that no certificate need name.
+        context = ssl._create_unverified_context()  # noqa: S323
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            asked, port, timeout=TIMEOUT_S, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(asked, port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/health/ready")
         answer = connection.getresponse()
