@@ -8,5 +8,5 @@ rm -rf "$packages/training" "$packages/model_export" "$packages/evaluation"
 bin=$(dirname "$(command -v mexma-serve)")
 rm -f "$bin/mexma-train" "$bin/mexma-export" "$bin/mexma-evaluate"
 # The engine is asked for once here, so that an image that cannot serve is never finished.
-python3 -c 'import service.app, faiss, onnxruntime'
+python3 -c 'import service.app, mexma.encoder, faiss'
 pip uninstall -q -y setuptools pip

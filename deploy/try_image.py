@@ -39,7 +39,7 @@ READY_WITHIN_S = 300
 ENTER = """set -eu
 mount --bind "$1" "$1"
 mount -t proc proc "$1/proc"
-mount -t tmpfs -o nosuid,nodev,size=64m tmp "$1/tmp"
+mount -t tmpfs -o nosuid,nodev,size=256m tmp "$1/tmp"
 mount --bind "$2" "$1$3"
 mount -o remount,bind,ro "$1"
 root=$1 user=$4

@@ -19,6 +19,7 @@ from mexma.encoder import Encoder
 from service import http_errors
 from service.demo import offer_demo
 from service.embedder import Embedder
+from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder
@@ -67,6 +68,9 @@ def create_app(
         detector=detector or LanguageDetector(),
         metrics=metrics,
         starting="starting",
+    )
+    state.embedder.language_meter = LanguageMeter(
+        state.detector, metrics, every=settings.language_sample_every
     )
     app = FastAPI(
         title="mexma",

@@ -19,6 +19,7 @@ from mexma.encoder import Encoder
 from mexma.errors import DeadlineExceeded, EngineError, InputError, TooManyItems
 from mexma.text import Side, Tokens
 from service.batcher import Batcher
+from service.language_meter import LanguageMeter
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -62,6 +63,7 @@ class Embedder:
             max_queue_tokens=settings.max_queue_tokens,
             observer=metrics,
         )
+        self.language_meter: LanguageMeter | None = None
         self.tokenizer_threads = 2
         self._tokenizers = ThreadPoolExecutor(self.tokenizer_threads, thread_name_prefix="tokenize")
 
@@ -85,12 +87,15 @@ class Embedder:
         """
         wanted = self.settings.auto_truncate if truncate is None else truncate
         tokenizer = self.encoder.tokenizer
-        return await self._embed(
+        embedded = await self._embed(
             texts,
             lambda batch: tokenizer.encode(batch, truncate=wanted, side=side),
             inline=sum(map(len, texts)) <= INLINE_CHARACTERS,
             partial=partial,
         )
+        if self.language_meter is not None:
+            self.language_meter.observe(texts, embedded.tokens)
+        return embedded
 
     async def embed_ids(
         self,

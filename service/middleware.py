@@ -37,7 +37,7 @@ class RequestBorder:
     Gives the request its id (`x-request-id`, taken over from the client when it is made of
     letters, digits and `_.:-`), reads the body whole within `max_body_bytes` and
     `body_timeout_s` (413 and 408), counts the outcome, and logs it with `access_log`; a
-    failure of ours (500 and above) is logged in any case.
+    failure of ours (500 and above, other than 503) is logged in any case.
     """
 
     def __init__(
@@ -88,9 +88,10 @@ class RequestBorder:
             self.metrics.requests.labels(path, status).inc()
             seconds = time.monotonic() - started
             self.metrics.request_seconds.labels(path).observe(seconds)
-            if self.access_log or status >= 500:
+            failed = status >= 500 and status != 503  # "come back later" is no failure of ours
+            if self.access_log or failed:
                 log.log(
-                    logging.WARNING if status >= 500 else logging.INFO,
+                    logging.WARNING if failed else logging.INFO,
                     "request",
                     extra={
                         "method": scope["method"],

@@ -94,9 +94,9 @@ spec:
           readOnly: true
         {{- end }}
   volumes:
-    - name: tmp
+    - name: tmp # the language detector unpacks its model there, 65 MiB, at start
       emptyDir:
-        sizeLimit: 64Mi
+        sizeLimit: 256Mi
     {{- with .Values.tlsSecret }}
     - name: tls
       secret:
