@@ -51,7 +51,8 @@ ROWS: dict[str, list[Panel]] = {
             ("mexma_data_free_bytes$here / mexma_data_bytes$here", "{{instance}}")], "stat"),
     ],
     "Requests": [
-        Panel("Requests", "reqps", "By route", [(per_second("mexma_http_requests_total", "route"), "{{route}}")]),
+        Panel("Requests a second", "reqps", "By route", [
+            (per_second("mexma_http_requests_total", "route"), "{{route}}")]),
         Panel("Answers other than 200", "reqps", "499: the client left; 503: full or not ready", [
             ('sum by (status) (rate(mexma_http_requests_total{job=~"$job",instance=~"$instance",'
              'status!~"2.."}[$__rate_interval]))', "{{status}}")]),

@@ -24,6 +24,7 @@ from service import logs
 from service.app import create_app
 from service.settings import Settings
 from service.store.local import LocalStore
+from service.tracing import Tracing
 
 log = logging.getLogger("mexma")
 
@@ -65,6 +66,11 @@ def serve(settings: Settings) -> None:
     # The tokenizer's own threads would compete with the engine's: texts of one request are
     # tokenised by one thread, requests by two.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tracing = (
+        Tracing(settings.otlp_endpoint, sample=settings.trace_sample)
+        if settings.otlp_endpoint
+        else None
+    )
     listener = _listen(settings.host, settings.port)
     encoder = OnnxEncoder(settings.model, device=settings.device, threads=settings.threads)
     try:
@@ -90,7 +96,7 @@ def serve(settings: Settings) -> None:
         settings.data_dir.absolute(),
     )
     config = uvicorn.Config(
-        create_app(settings, encoder=encoder, store=store),
+        create_app(settings, encoder=encoder, store=store, tracing=tracing),
         loop="uvloop",
         http="httptools",
         access_log=False,

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
@@ -36,6 +37,7 @@ from service.routes import (
 from service.settings import Settings
 from service.state import State
 from service.store.protocol import Store
+from service.tracing import TracedStore, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +53,20 @@ def create_app(
     encoder: Encoder,
     store: Store,
     detector: LanguageDetector | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The service as an ASGI application.
 
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
     store: where collections live; the app closes it when it shuts down. detector: names the
-    language of a text that comes without one.
+    language of a text that comes without one. tracing: where traces go; the app closes it, too.
     """
     metrics = Metrics()
     metrics.encoder.labels(encoder.manifest.name, encoder.fingerprint).set(1)
     state = State(
         settings=settings,
         encoder=encoder,
-        store=store,
+        store=cast(Store, TracedStore(store)) if tracing else store,
         embedder=Embedder(encoder, settings, metrics),
         detector=detector or LanguageDetector(),
         metrics=metrics,
@@ -80,7 +83,7 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         strict_content_type=False,  # JsonRoute answers 415 itself
-        lifespan=lambda _: _lifespan(state),
+        lifespan=lambda _: _lifespan(state, tracing),
     )
     http_errors.install(app)
     app.include_router(embeddings.router(state))
@@ -97,13 +100,14 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         access_log=settings.access_log,
+        tracing=tracing,
         metrics=metrics,
     )
     return app
 
 
 @asynccontextmanager
-async def _lifespan(state: State) -> AsyncIterator[None]:
+async def _lifespan(state: State, tracing: Tracing | None) -> AsyncIterator[None]:
     state.embedder.batcher.start()
     starting = asyncio.create_task(_start(state), name="start")
     try:
@@ -114,6 +118,8 @@ async def _lifespan(state: State) -> AsyncIterator[None]:
             await starting
         await state.embedder.stop()
         await asyncio.to_thread(state.store.close)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
 
 async def _start(state: State) -> None:

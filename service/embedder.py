@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mexma.encoder import Encoder
 from mexma.errors import DeadlineExceeded, EngineError, InputError, TooManyItems
 from mexma.text import Side, Tokens
+from service import tracing
 from service.batcher import Batcher
 from service.language_meter import LanguageMeter
 from service.metrics import Metrics
@@ -157,6 +158,16 @@ class Embedder:
         embedded = Embedded(
             vectors, tokens, errors, tokenize_s, job.queue_s or 0.0, job.inference_s
         )
+        if (trace := tracing.current.get()) is not None:
+            trace.stages(
+                started,
+                {
+                    "tokenize": tokenize_s,
+                    "queue": embedded.queue_s,
+                    "engine": time.monotonic() - started - tokenize_s - embedded.queue_s,
+                },
+                **{"mexma.items": len(items), "mexma.tokens": embedded.token_count},
+            )
         self.metrics.embedded(
             items=len(items),
             tokens=embedded.token_count,

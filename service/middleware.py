@@ -21,6 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http_errors import error_response
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
+from service.tracing import Tracing
+from service.tracing import current as current_trace
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,12 +50,14 @@ class RequestBorder:
         body_timeout_s: float,
         metrics: Metrics,
         access_log: bool = False,
+        tracing: Tracing | None = None,
     ):
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
         self.metrics = metrics
         self.access_log = access_log
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,6 +68,8 @@ class RequestBorder:
         given = headers.get(b"x-request-id", b"")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
         token = request_id_var.set(request_id.decode())
+        trace = self.tracing.begin(scope["headers"], request_id.decode()) if self.tracing else None
+        trace_token = current_trace.set(trace)
         status = 499  # the client left before an answer began
 
         async def send_with_id(message: Message) -> None:
@@ -100,6 +106,9 @@ class RequestBorder:
                         "seconds": round(seconds, 6),
                     },
                 )
+            if trace is not None:
+                trace.end(scope["method"], path, status)
+            current_trace.reset(trace_token)
             request_id_var.reset(token)
 
     async def _receive_body(

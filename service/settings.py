@@ -158,6 +158,17 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(
         None, description="Private key of the certificate in PEM, without a passphrase."
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="An OTLP/HTTP collector (`http://collector:4318`) that gets a trace of every "
+        "request: tokenising, queue, engine, store. Needs the extra `otel`. Unset: nothing is traced.",
+    )
+    trace_sample: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests that are traced, where a caller's `traceparent` does not say.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged. Texts are never logged, at any level."
     )
