@@ -95,8 +95,17 @@ class Trace:
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Call `function` within a span."""
-        with self._tracer.start_as_current_span(name, self._parent, record_exception=False):
+        from opentelemetry.trace import StatusCode
+
+        span = self._tracer.start_span(name, self._parent)
+        try:
             return function(*arguments, **named)
+        except Exception as error:
+            # The kind alone: messages name collections and documents.
+            span.set_status(StatusCode.ERROR, type(error).__name__)
+            raise
+        finally:
+            span.end()
 
     def end(self, method: str, route: str, status: int) -> None:
         """The request was answered."""

@@ -194,3 +194,14 @@ def test_metrics_count_what_happened(client):
     assert "mexma_truncated_items_total 1.0" in text
     assert 'mexma_stage_seconds_count{stage="inference"} 2.0' in text  # with the warm-up
     assert "fingerprint" in text
+
+
+def test_a_service_of_embeddings_only_has_no_collections(make_client):
+    client = make_client(collections=False, demo=True)
+    assert client.get("/health/ready").status_code == 200
+    assert client.post("/v1/embeddings", json={"input": "x"}).status_code == 200
+    assert client.put("/v1/collections/c").status_code == 404
+    assert client.get("/v1/collections/demo").status_code == 404
+    assert not [
+        path for path in client.get("/openapi.json").json()["paths"] if "collections" in path
+    ]
