@@ -4,7 +4,9 @@
         wesnoth-1.16-{did,dm,dw,ei,httt,l,low,nr,sof,sota,sotbe,thot,trow,tsg,ttb,utbs} \\
         cataclysm-dda-data freedroidrpg-data warzone2100-data gbrainy iso-codes mediawiki
     npm pack scratch-l10n @openstreetmap/id-tagging-schema
-    for r in asp-source global-asp pb-source; do  # clones of github.com/global-asp/$r
+    # clones of github.com/global-asp/{asp-source,global-asp,pb-source}, MicrosoftTranslator/NTREX,
+    # tico-19/tico-19.github.io and 00-Evan/shattered-pixel-dungeon
+    for r in asp-source global-asp pb-source NTREX tico-19.github.io shattered-pixel-dungeon; do
         git -C $r archive --format=tar -o PACKAGES/$r.tar HEAD; done
     python -m benchmarks.default_model_corpus PACKAGES OUT --languages-of CORPUS/*.parquet
 
@@ -19,6 +21,9 @@ the columns lang (BCP 47), src, trg (English) and origin, ready for `mexma-train
     tuxpaint                        a phrase for each picture (GPL-2.0-or-later)
     scratch                         a site that teaches programming to children (BSD-3-Clause)
     osm                             names of what is on a map (ISC)
+    ntrex                           news of 2019 (CC BY-SA 4.0)
+    tico                            a pandemic: talk with doctors, articles, advice (CC0)
+    pixel-dungeon                   a game's descriptions and dialogue (GPL-3.0)
     stories, stories-judge          children's stories, page by page (CC BY; those that forbid
                                     commercial use are left out); a quarter of them to judge by
 
@@ -36,9 +41,11 @@ import json
 import re
 import subprocess
 import tarfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -236,6 +243,63 @@ def message(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def parallel_lines(package: Path) -> Rows:
+    """NTREX: `newstest2019-ref.CODE.txt`, a sentence a line, as in `newstest2019-src.eng.txt`."""
+    texts = {
+        path.name.split(".")[1]: content.decode().splitlines()
+        for path, content in members(package, "NTREX-128/*.txt")
+    }
+    english = texts.pop("eng")
+    short = two_letters(package.parent)
+    for code, lines in texts.items():
+        language, *rest = code.split("-")
+        if len(lines) != len(english):
+            raise SystemExit(f"{package}: {code} has {len(lines)} lines, English {len(english)}")
+        for line, source in zip(lines, english, strict=True):
+            yield "-".join([short.get(language, language), *rest]), line.strip(), source.strip()
+
+
+def two_letters(packages: Path) -> dict[str, str]:
+    """ISO 639-3 to 639-1, from the package iso-codes; an individual language for its group."""
+    (package,) = packages.glob("iso-codes_*.deb")
+    ((_, content),) = members(package, "json/iso_639-3.json")
+    found = {x["alpha_3"]: x["alpha_2"] for x in json.loads(content)["639-3"] if "alpha_2" in x}
+    return found | {"arb": "ar"}
+
+
+def translation_memories(package: Path) -> Rows:
+    """TICO-19: `all.en-LANGUAGE.tmx.zip`."""
+    for path, content in members(package, "data/TM/all.en-*.tmx.zip"):
+        language = path.name.removeprefix("all.en-").removesuffix(".tmx.zip")
+        if language.endswith(".old"):
+            continue
+        language = {"kr": "ko", "es-LA": "es-419"}.get(language, language)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            (name,) = (n for n in archive.namelist() if n.endswith(".tmx") and "__" not in n)
+            units = ElementTree.fromstring(archive.read(name)).iter("tu")
+            for unit in units:
+                source, text = ("".join(s.itertext()).strip() for s in unit.iter("seg"))
+                yield language, text, source
+
+
+def properties(package: Path) -> Rows:
+    """Shattered Pixel Dungeon: `NAME.properties` in English, `NAME_LANGUAGE.properties`."""
+    files: dict[str, dict[str, dict[str, str]]] = {}
+    for path, content in members(package, "assets/messages/*/*.properties"):
+        name, _, language = path.stem.partition("_")
+        lines = (re.sub(r"[_*]+|%+s", "", x).partition("=") for x in content.decode().splitlines())
+        files.setdefault(name, {})[language] = {
+            key: text.replace("\\n", "\n") for key, _, text in lines if text
+        }
+    for languages in files.values():
+        english = languages.pop("")
+        for language, texts in languages.items():
+            code = {"in": "id", "zh-hant": "zh-Hant"}.get(language, language)
+            for key, text in texts.items():
+                if key in english:
+                    yield code, text, english[key]
+
+
 def json_trees(package: Path) -> Rows:
     """OpenStreetMap's tagging schema: a tree of texts for each language."""
     languages: dict[str, dict[tuple[str, ...], str]] = {}
@@ -269,6 +333,9 @@ SOURCES = {
     "mediawiki": ("mediawiki_*.deb", json_folders),
     "tuxpaint": ("tuxpaint-stamps-default_*.deb", stamps),
     "scratch": ("scratch-l10n-*.tgz", json_folders),
+    "ntrex": ("NTREX.tar", parallel_lines),
+    "tico": ("tico-19.github.io.tar", translation_memories),
+    "pixel-dungeon": ("shattered-pixel-dungeon.tar", properties),
     "osm": ("openstreetmap-id-tagging-schema-*.tgz", json_trees),
 }
 

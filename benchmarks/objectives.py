@@ -19,7 +19,9 @@ import json
 import shutil
 import statistics
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,8 @@ COMMON = [
 HELD_OUT_PAIRS = 600
 HARD_SENTENCES, HARD_LANGUAGES, HARD_PER_KIND = 100, 12, 2
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 Result = dict[str, Any]
 
 
@@ -80,11 +84,11 @@ class Judge:
     def score(self, checkpoint: str) -> Result:
         """Percentages of a checkpoint, by its vectors from bfloat16 products."""
         loaded = load_checkpoint(checkpoint, pooling="mean", prefix="")
-        encoder = loaded.encoder.eval()
+        encoder = loaded.encoder.to(DEVICE).eval()
         tokenizer = TextTokenizer(loaded.tokenizer_json, max_tokens=64)
 
         def embed(texts: list[str]) -> np.ndarray:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(DEVICE.type, torch.bfloat16):
                 return embed_texts(encoder, tokenizer, texts)
 
         found = validate(self.parts, embed)
@@ -124,13 +128,20 @@ def make_judge(hold_out: list[str]) -> Judge:
     return Judge(parts, pool, {c: [known[t][c] for t in sentences] for c in common})
 
 
+def one_run(recipe: Recipe, out: Path) -> Path:
+    """Train, or go on; the final checkpoint."""
+    return train(recipe, out, Ranks(0, 1, DEVICE), resume=out.exists(), quiet=True)
+
+
 def run(recipe: Recipe, judge: Judge, out: Path) -> Result:
     """Train and judge, or read what was found before."""
     done = out / "result.json"
     if done.exists():
         found: Result = json.loads(done.read_text())
         return found
-    final = train(recipe, out, Ranks(0, 1, torch.device("cpu")), resume=out.exists(), quiet=True)
+    # In a process of its own: on a CPU the allocator keeps what one run took from the next.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
+        final = own.submit(one_run, recipe, out).result()
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [r for r in rows if r["kind"] == "step"]
     result = judge.score(str(final))

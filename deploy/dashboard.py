@@ -77,6 +77,9 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Texts", "none", "Embedded per second, and of them cut", [
             (per_second("mexma_embedded_items_total", "instance"), "{{instance}}"),
             (per_second("mexma_truncated_items_total", "instance"), "cut {{instance}}")]),
+        Panel("Texts spared", "none", "Per second: cached, or computed for another request already", [
+            (per_second("mexma_spared_items_total", "by"), "{{by}}")]),
+        Panel("Cache", "bytes", "Vectors kept", [("mexma_cache_bytes$here", "{{instance}}")]),
         Panel("Memory", "bytes", "Resident", [("process_resident_memory_bytes$here", "{{instance}}")]),
         Panel("Processor", "none", "Cores in use", [
             (per_second("process_cpu_seconds_total", "instance"), "{{instance}}")]),

@@ -23,6 +23,8 @@
         ├── DocumentNotFound
         ├── BackupNotFound
         ├── FingerprintMismatch     vectors of another encoder
+        ├── MigrationNotFound       the collection is not being moved to another encoder
+        ├── MigrationConflict       what was asked of a migration is not possible in its phase
         ├── StoreFailed             the disk is full, or does not read or write; nothing was changed
         └── StoreCorrupt            stored data does not verify
 
@@ -145,6 +147,14 @@ class FingerprintMismatch(StoreError):
         super().__init__(message)
         self.expected = expected
         self.found = found
+
+
+class MigrationNotFound(StoreError):
+    """The collection has vectors of one encoder only."""
+
+
+class MigrationConflict(StoreError):
+    """A migration cannot do this now; says what it waits for, or what it is doing already."""
 
 
 class StoreFailed(StoreError):

@@ -72,7 +72,10 @@ def serve(settings: Settings) -> None:
         else None
     )
     listener = _listen(settings.host, settings.port)
-    encoder = OnnxEncoder(settings.model, device=settings.device, threads=settings.threads)
+    encoder, *further = (
+        OnnxEncoder(path, device=settings.device, threads=settings.threads)
+        for path in (settings.model, *settings.further_models)
+    )
     try:
         store = LocalStore(
             settings.data_dir,
@@ -88,7 +91,7 @@ def serve(settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     log.info(
         "serving %s on %s://%s:%s (%s), collections in %s",
-        encoder.manifest.name,
+        ", ".join(e.manifest.name for e in (encoder, *further)),
         "https" if settings.tls_cert else "http",
         f"[{host}]" if ":" in host else host,
         port,
@@ -96,7 +99,7 @@ def serve(settings: Settings) -> None:
         settings.data_dir.absolute(),
     )
     config = uvicorn.Config(
-        create_app(settings, encoder=encoder, store=store, tracing=tracing),
+        create_app(settings, encoder=encoder, store=store, further=further, tracing=tracing),
         loop="uvloop",
         http="httptools",
         access_log=False,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import cast
 
 from fastapi import FastAPI
@@ -19,7 +20,7 @@ from mexma import __version__
 from mexma.encoder import Encoder
 from service import http_errors
 from service.demo import offer_demo
-from service.embedder import Embedder
+from service.encoders import Encoders
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.metrics import Metrics
@@ -34,7 +35,9 @@ from service.routes import (
     snapshots,
     tei,
 )
+from service.schemas import EmbeddingRequest, TeiEmbedRequest
 from service.settings import Settings
+from service.shortcut import shortcut
 from service.state import State
 from service.store.protocol import Store
 from service.tracing import TracedStore, Tracing
@@ -53,28 +56,28 @@ def create_app(
     encoder: Encoder,
     store: Store,
     detector: LanguageDetector | None = None,
+    further: Sequence[Encoder] = (),
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """The service as an ASGI application.
 
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
     store: where collections live; the app closes it when it shuts down. detector: names the
-    language of a text that comes without one. tracing: where traces go; the app closes it, too.
+    language of a text that comes without one. further: encoders served beside the default one,
+    for collections that are theirs. tracing: where traces go; the app closes it, too.
     """
     metrics = Metrics()
-    metrics.encoder.labels(encoder.manifest.name, encoder.fingerprint).set(1)
     state = State(
         settings=settings,
-        encoder=encoder,
+        encoders=Encoders([encoder, *further], settings, metrics),
         store=cast(Store, TracedStore(store)) if tracing else store,
-        embedder=Embedder(encoder, settings, metrics),
         detector=detector or LanguageDetector(),
         metrics=metrics,
         starting="starting",
     )
-    state.embedder.language_meter = LanguageMeter(
-        state.detector, metrics, every=settings.language_sample_every
-    )
+    meter = LanguageMeter(state.detector, metrics, every=settings.language_sample_every)
+    for embedder in state.encoders:
+        embedder.language_meter = meter
     app = FastAPI(
         title="mexma",
         version=__version__,
@@ -85,6 +88,8 @@ def create_app(
         strict_content_type=False,  # JsonRoute answers 415 itself
         lifespan=lambda _: _lifespan(state, tracing),
     )
+    app.state.client_header = settings.client_header
+    app.state.embedder = state.encoders.default
     http_errors.install(app)
     app.include_router(embeddings.router(state))
     if settings.collections:
@@ -102,13 +107,23 @@ def create_app(
         access_log=settings.access_log,
         tracing=tracing,
         metrics=metrics,
+        shortcuts={
+            "/v1/embeddings": shortcut(
+                EmbeddingRequest,
+                partial(embeddings.answer, state),
+                client_header=settings.client_header,
+            ),
+            "/embed": shortcut(
+                TeiEmbedRequest, partial(tei.answer, state), client_header=settings.client_header
+            ),
+        },
     )
     return app
 
 
 @asynccontextmanager
 async def _lifespan(state: State, tracing: Tracing | None) -> AsyncIterator[None]:
-    state.embedder.batcher.start()
+    state.encoders.start()
     starting = asyncio.create_task(_start(state), name="start")
     try:
         yield
@@ -116,7 +131,7 @@ async def _lifespan(state: State, tracing: Tracing | None) -> AsyncIterator[None
         starting.cancel()
         with suppress(asyncio.CancelledError):
             await starting
-        await state.embedder.stop()
+        await state.encoders.stop()
         await asyncio.to_thread(state.store.close)
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
@@ -126,7 +141,8 @@ async def _start(state: State) -> None:
     """What happens while the port is already open; ready turns on at the end."""
     try:
         await asyncio.to_thread(state.detector.detect, "warm up")
-        await state.embedder.embed(["warm up"])
+        for embedder in state.encoders:
+            await embedder.embed(["warm up"])
         if state.settings.demo and state.settings.collections:
             state.starting = "filling_demo"
             await offer_demo(state)
@@ -135,4 +151,6 @@ async def _start(state: State) -> None:
         log.exception("the service could not start up and stays not ready")
         return
     state.starting = None
-    log.info("ready: %s, fingerprint %s", state.encoder.manifest.name, state.encoder.fingerprint)
+    for embedder in state.encoders:
+        encoder = embedder.encoder
+        log.info("ready: %s, fingerprint %s", encoder.manifest.name, encoder.fingerprint)

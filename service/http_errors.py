@@ -35,6 +35,8 @@ TABLE: tuple[tuple[type[errors.MexmaError], Shape], ...] = (
     (errors.CollectionNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.DocumentNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.BackupNotFound, Shape(404, "not_found_error", "Validation")),
+    (errors.MigrationNotFound, Shape(404, "not_found_error", "Validation")),
+    (errors.MigrationConflict, Shape(409, "conflict_error", "Validation")),
     (errors.CollectionExists, Shape(409, "conflict_error", "Validation")),
     (errors.FingerprintMismatch, Shape(409, "conflict_error", "Validation")),
     (errors.Overloaded, Shape(503, "overloaded_error", "Overloaded")),
@@ -71,9 +73,10 @@ class TeiErrorBody(BaseModel):
 
 STATUS_MEANINGS = {
     400: "The body is not JSON, or not UTF-8",
-    404: "No such collection, document or snapshot",
+    404: "No such collection, document, snapshot or migration",
     408: "The body did not arrive in time",
-    409: "The collection belongs to another encoder, or exists with other properties",
+    409: "The collection belongs to another encoder, exists with other properties, or is in another "
+    "phase of its migration",
     413: "The body is too large",
     415: "The body is not declared as application/json",
     422: "The request cannot be served as it is; the message names the item and the limit",

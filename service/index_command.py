@@ -21,7 +21,7 @@ from service.store import backups
 from service.store.backups import Backups
 from service.store.collection import DATABASE
 from service.store.database import Database
-from service.store.folders import Folders, successor_of
+from service.store.folders import Folders, place_of
 from service.store.generations import FOLDER, Generations
 from service.store.local import LocalStore
 from service.store.protocol import Selection, Store
@@ -96,16 +96,17 @@ def _verify(options: argparse.Namespace) -> None:
         raise CollectionNotFound(f"there is no collection {options.collection!r}")
     damages: list[str] = []
     for name in [options.collection] if options.collection else sorted(found):
-        folder = found[name][0] if len(found[name]) == 1 else successor_of(found[name])
-        if folder is None:
+        if (place := place_of(found[name])) is None:
             damages.append(f"{options.data} must hold {name!r} once, it holds it twice")
             continue
-        damages += _damages_of(folder, name, Backups(options.data, name))
+        for folder in filter(None, (place.serving, place.other)):
+            damages += _damages_of(folder, name)
+        damages += _damages_of_backups(Backups(options.data, name))
     if damages:
         sys.exit("\n".join(f"mexma-index: {damage}" for damage in damages))
 
 
-def _damages_of(folder: Path, name: str, kept: Backups) -> Iterator[str]:
+def _damages_of(folder: Path, name: str) -> Iterator[str]:
     try:
         with closing(Database.open(folder / DATABASE, alone=False)) as database:
             rows = 0
@@ -120,6 +121,9 @@ def _damages_of(folder: Path, name: str, kept: Backups) -> Iterator[str]:
             yield from _checked(generation, generations.verify)
     except StoreError as error:
         yield str(error)
+
+
+def _damages_of_backups(kept: Backups) -> Iterator[str]:
     for backup in sorted(kept.folder.glob("[0-9]*-*")):
         yield from _checked(backup, backups.verify)
 
@@ -143,11 +147,11 @@ def _bytes(what: str, total: int | None = None) -> Iterator[Callable[[int], obje
 
 def _backup(options: argparse.Namespace) -> None:
     folders = Folders(options.data).collections().get(options.collection, [])
-    folder = folders[0] if len(folders) == 1 else successor_of(folders)
-    if folder is None:
+    place = place_of(folders) if folders else None
+    if place is None:
         raise CollectionNotFound(f"there is no collection {options.collection!r}")
     with (
-        closing(Database.open(folder / DATABASE, alone=False)) as database,
+        closing(Database.open(place.serving / DATABASE, alone=False)) as database,
         tqdm(desc=options.collection, unit=" pages") as bar,
     ):
 
@@ -155,7 +159,7 @@ def _backup(options: argparse.Namespace) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        made = Backups(options.data, options.collection).make(database, folder, progress)
+        made = Backups(options.data, options.collection).make(database, place.serving, progress)
     print(f"{made.id}: {made.count} documents, {made.bytes} bytes")
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -21,6 +23,19 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 POWERS = tuple(float(2**n) for n in range(15))
+
+
+class Queue(Protocol):
+    """What gauges look at."""
+
+    @property
+    def queued_items(self) -> int: ...
+
+    @property
+    def queued_tokens(self) -> int: ...
+
+    @property
+    def cached_bytes(self) -> int: ...
 
 
 class Metrics:
@@ -84,8 +99,15 @@ class Metrics:
         self.batch_seconds = Histogram(
             "mexma_batch_seconds", "Time of a batch on the engine", buckets=SECONDS, registry=r
         )
+        self.spared_items = Counter(
+            "mexma_spared_items",
+            "Texts whose vector was in the cache, or being computed for another request already",
+            ["by"],
+            registry=r,
+        )
         self.queue_items = Gauge("mexma_queue_items", "Texts waiting", registry=r)
         self.queue_tokens = Gauge("mexma_queue_tokens", "Tokens waiting", registry=r)
+        self.cache_bytes = Gauge("mexma_cache_bytes", "Memory of cached vectors", registry=r)
         self.documents = Gauge(
             "mexma_collection_documents", "Documents stored", ["collection"], registry=r
         )
@@ -128,6 +150,30 @@ class Metrics:
             "mexma_encoder_info", "The encoder that is served", ["name", "fingerprint"], registry=r
         )
 
+        # Looked up once: a request observes ten of these, and each look-up costs a microsecond.
+        self._stages = [
+            self.stage_seconds.labels(stage) for stage in ("tokenize", "queue", "inference")
+        ]
+        self._batch_ok = self.batches.labels("ok")
+        self._cached = self.spared_items.labels("cache")
+        self._joined = self.spared_items.labels("joining")
+        self._routes: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._queues: list[Queue] = []
+        self.queue_items.set_function(lambda: sum(q.queued_items for q in self._queues))
+        self.queue_tokens.set_function(lambda: sum(q.queued_tokens for q in self._queues))
+        self.cache_bytes.set_function(lambda: sum(q.cached_bytes for q in self._queues))
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """An HTTP request has its answer."""
+        found = self._routes.get((route, status))
+        if found is None:
+            found = self._routes[route, status] = (
+                self.requests.labels(route, status),
+                self.request_seconds.labels(route),
+            )
+        found[0].inc()
+        found[1].observe(seconds)
+
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self.registry)
@@ -145,13 +191,13 @@ class Metrics:
         """One request's texts have their vectors."""
         self.items.inc(items)
         self.tokens.inc(tokens)
-        self.truncated.inc(truncated)
-        self.stage_seconds.labels("tokenize").observe(tokenize_s)
-        self.stage_seconds.labels("queue").observe(queue_s)
-        self.stage_seconds.labels("inference").observe(inference_s)
+        if truncated:
+            self.truncated.inc(truncated)
+        for stage, seconds in zip(self._stages, (tokenize_s, queue_s, inference_s), strict=True):
+            stage.observe(seconds)
 
     def batch_done(self, *, items: int, tokens: int, padded_tokens: int, seconds: float) -> None:
-        self.batches.labels("ok").inc()
+        self._batch_ok.inc()
         self.batch_items.observe(items)
         self.batch_tokens.observe(padded_tokens)
         self.padding_tokens.inc(padded_tokens - tokens)
@@ -160,6 +206,10 @@ class Metrics:
     def batch_failed(self, *, items: int) -> None:
         self.batches.labels("failed").inc()
 
-    def queue_changed(self, *, items: int, tokens: int) -> None:
-        self.queue_items.set(items)
-        self.queue_tokens.set(tokens)
+    def spared(self, *, cached: int, joined: int) -> None:
+        self._cached.inc(cached)
+        self._joined.inc(joined)
+
+    def watch(self, queue: Queue) -> None:
+        """Count what waits in `queue` when somebody asks, not at every change."""
+        self._queues.append(queue)

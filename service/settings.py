@@ -7,14 +7,21 @@ built in code and handed to `create_app`. `docs/settings.md` is generated from t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "default"
+
+
+def _split(value: Any) -> Any:
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -28,6 +35,12 @@ class Settings(BaseSettings):
         DEFAULT_MODEL,
         description="Directory of the artifact to serve, as written by mexma-export. Every file "
         "in it is verified against its manifest before it is loaded.",
+    )
+    further_models: Paths = Field(
+        (),
+        description="Directories of further artifacts to load beside it, separated by commas: for "
+        "collections that are theirs, and to move a collection from one to the other "
+        "(docs/migration.md). Each takes its memory, and all share the compute threads' cores.",
     )
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
@@ -93,6 +106,27 @@ class Settings(BaseSettings):
         description="Tokens that may wait. Beyond it requests get 503 with Retry-After; a "
         "request that finds the queue empty is taken, however large. Larger hides overload as "
         "latency, smaller refuses bursts that would have been served in time.",
+    )
+    interactive_tokens: int = Field(
+        256,
+        ge=0,
+        description="A request with more tokens than this is bulk work, which gives way to others, "
+        "unless its header `x-lane` says what it is. Larger lets medium requests go first too, and "
+        "makes small ones wait for them.",
+    )
+    client_header: str = Field(
+        "",
+        pattern=r"^[a-z0-9-]*$",
+        description="Header, in lower case, that names the client; the engine is shared evenly "
+        "between clients. Empty: a client is its address and its `authorization`. Behind a proxy all "
+        "have one address: name a header here that the proxy sets, never one that clients can.",
+    )
+    cache_mb: int = Field(
+        0,
+        ge=0,
+        description="Memory for vectors computed before, least recently used ones dropped; 0 keeps "
+        "none. A vector of 384 dimensions takes 1.9 kB. It pays where the same texts come again: "
+        "look at `mexma_spared_items_total`. Texts are not kept, only a hash of their tokens.",
     )
     max_request_items: int = Field(
         2048, ge=1, description="Texts, documents or queries in one request; more get 422."

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, or 1 after one sentence on stderr."""
-    a = parser().parse_args(arguments)
+    a = parser().parse_intermixed_args(arguments)  # settings before and after --out
     try:
         resume = a.recipe == RESUME
         recipe = recipe_of(a.out, a.settings) if resume else find_recipe(a.recipe)

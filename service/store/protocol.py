@@ -1,6 +1,6 @@
 """What a store of documents and their vectors promises, whoever keeps it.
 
-    Store            the contract; `tests/service/store/test_contract.py` is its meaning in code
+    Store            the contract; `tests/service/store/contract/` is its meaning in code
     Document         what goes in and comes back
     Selection        which documents: by language and by metadata (service/store/filters.py)
     Query            how to search: filters, ranking, how many

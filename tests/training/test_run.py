@@ -83,7 +83,8 @@ def test_a_run_is_not_overwritten(finished, capsys):
 
 
 def test_resume_refuses_what_would_change_the_run(finished, tmp_path, capsys):
-    assert main(["resume", "clip=2", "--out", str(finished)]) == 1
+    # a setting is taken on either side of --out
+    assert main(["resume", "--out", str(finished), "clip=2"]) == 1
     assert "clip cannot be changed on resuming" in capsys.readouterr().err
     assert main(["resume", "--out", str(tmp_path)]) == 1
     assert "expected this file of the run to resume" in capsys.readouterr().err

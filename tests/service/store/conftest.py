@@ -1,3 +1,5 @@
+"""The stores that are tested, and the contract's tests of each."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
