@@ -48,6 +48,12 @@ def metrics_page() -> str:
             name = metric._name + ("_total" if metric._type == "counter" else "")
             labels = ", ".join(f"`{label}`" for label in metric._labelnames)
             lines.append(f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |")
+    lines += [
+        "",
+        "Beside these, Prometheus's usual ones of a process: `process_resident_memory_bytes`,",
+        "`process_virtual_memory_bytes`, `process_cpu_seconds_total`, `process_start_time_seconds`,",
+        "`process_open_fds` and `process_max_fds`.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.logs import LogFormat
+
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "default"
 
 
@@ -200,6 +202,47 @@ class Settings(BaseSettings):
         description="Offer the collection `demo`, a few thousand real sentences in 42 languages, "
         "filled at first start. Ready turns on once it is there.",
     )
+    language_sample_every: int = Field(
+        32,
+        ge=0,
+        description="One embedded text in so many has its language detected (0.2 ms), for the metrics "
+        "per language; 0 detects none. Smaller sees rare languages sooner.",
+    )
+    collections: bool = Field(
+        True,
+        description="Offer collections. Turn it off where several replicas serve embeddings only: "
+        "each would have collections of its own, and a search would find what that one was given. "
+        "Their routes then answer 404.",
+    )
+    tls_cert: Path | None = Field(
+        None,
+        description="Certificate chain in PEM, for HTTPS instead of HTTP; needs `MEXMA_TLS_KEY`. "
+        "TLS 1.2 at least. A renewed certificate is taken at the next start.",
+    )
+    tls_key: Path | None = Field(
+        None, description="Private key of the certificate in PEM, without a passphrase."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="An OTLP/HTTP collector (`http://collector:4318`) that gets a trace of every "
+        "request: tokenising, queue, engine, store. Needs the extra `otel`. Unset: nothing is traced.",
+    )
+    trace_sample: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests that are traced, where a caller's `traceparent` does not say.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged. Texts are never logged, at any level."
+    )
+    log_format: LogFormat = Field(
+        "text",
+        description="`text` for people, `json` for machines: one object a line with time, level, "
+        "logger, message, request_id and further fields.",
+    )
+    access_log: bool = Field(
+        False,
+        description="Log a line for every request: method, route, status, seconds. Requests that "
+        "fail with 500 or 504 are logged without it, too.",
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from contextlib import suppress
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -67,6 +69,10 @@ def router(state: State) -> APIRouter:
             metrics.store_up.set(0)
         else:
             metrics.store_up.set(1)
+        with suppress(OSError):  # a disk that is gone is the store's to report
+            disk = shutil.disk_usage(state.settings.data_dir)
+            metrics.data_bytes.set(disk.total)
+            metrics.data_free_bytes.set(disk.free)
         for gauge in (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness):
             gauge.clear()  # of collections that are gone
         for info in infos:
