@@ -31,6 +31,11 @@ class Encoder(Protocol):
         """Identifies the vectors; see `mexma.artifact.Manifest.fingerprint`."""
         ...
 
+    @property
+    def engine(self) -> str:
+        """What computes, and why it is not the native engine where it is not; for people."""
+        ...
+
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Vectors float32 `[n, dim]` of `n >= 1` token sequences, as one batch."""
         ...
@@ -61,6 +66,12 @@ class OnnxEncoder:
     @property
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
+
+    @property
+    def engine(self) -> str:
+        session = self.session
+        reason = f" (not native: {session.reason})" if session.reason else ""
+        return f"{session.engine}, {session.arithmetic}{reason}"
 
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         return self.session.run(TokenBatch.pad(sequences, self.manifest.pad_id))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from mexma.artifact import Manifest
+from mexma.encoder import Encoder
 from service.caller import Caller, caller
 from service.embedder import Embedded
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
@@ -52,7 +52,7 @@ def router(state: State) -> APIRouter:
     @routes.get("/v1/models", response_model=ModelList)
     async def list_models() -> ModelList:
         """The models that are served, each with its card; the default first."""
-        return ModelList(data=[_card(embedder.encoder.manifest) for embedder in state.encoders])
+        return ModelList(data=[_card(embedder.encoder) for embedder in state.encoders])
 
     return routes
 
@@ -74,7 +74,8 @@ async def answer(state: State, body: EmbeddingRequest, asks: Caller, npy: bool) 
     )
 
 
-def _card(manifest: Manifest) -> ModelCard:
+def _card(encoder: Encoder) -> ModelCard:
+    manifest = encoder.manifest
     return ModelCard(
         id=manifest.name,
         fingerprint=manifest.fingerprint,
@@ -82,6 +83,7 @@ def _card(manifest: Manifest) -> ModelCard:
         max_tokens=manifest.max_tokens,
         pooling=manifest.pooling,
         precision=manifest.precision,
+        engine=encoder.engine,
         prefix=manifest.prefix,
         source=manifest.source,
         quality=_means(manifest.quality),

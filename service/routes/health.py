@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from contextlib import suppress
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from mexma.errors import StoreUnavailable
 from service.embedder import Embedder
 from service.schemas import Live, Ready
 from service.state import State
@@ -58,8 +61,18 @@ def router(state: State) -> APIRouter:
     )
     async def show_metrics() -> Response:
         """Prometheus metrics."""
-        infos = await asyncio.to_thread(state.store.list)
         metrics = state.metrics
+        try:
+            infos = await asyncio.to_thread(state.store.list)
+        except StoreUnavailable:
+            infos = []  # the other metrics are the more needed now
+            metrics.store_up.set(0)
+        else:
+            metrics.store_up.set(1)
+        with suppress(OSError):  # a disk that is gone is the store's to report
+            disk = shutil.disk_usage(state.settings.data_dir)
+            metrics.data_bytes.set(disk.total)
+            metrics.data_free_bytes.set(disk.free)
         for gauge in (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness):
             gauge.clear()  # of collections that are gone
         for info in infos:
