@@ -158,7 +158,11 @@ class _Reader:
         wanted = [[*expected, *head, *tail] for head in heads]
         if kinds[start:] not in wanted:
             at = next(
-                (i for i, (a, b) in enumerate(zip(wanted[0], kinds[start:], strict=False)) if a != b),
+                (
+                    i
+                    for i, (a, b) in enumerate(zip(wanted[0], kinds[start:], strict=False))
+                    if a != b
+                ),
                 min(len(wanted[0]), len(kinds) - start),
             )
             raise UnknownGraph(

@@ -74,9 +74,7 @@ def serve(settings: Settings) -> None:
     )
     listener = _listen(settings.host, settings.port)
     encoder, *further = (
-        OnnxEncoder(
-            path, device=settings.device, threads=settings.threads, engine=settings.engine
-        )
+        OnnxEncoder(path, device=settings.device, threads=settings.threads, engine=settings.engine)
         for path in (settings.model, *settings.further_models)
     )
     for loaded in (encoder, *further):

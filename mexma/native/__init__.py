@@ -86,7 +86,12 @@ class NativeEncoder:
         head_size = hidden // weights.heads
         intermediate = len(weights.layers[0].narrow.matrix)
         dim = len(weights.head.bias) if weights.head else hidden
-        self._hidden, self._dim, self._heads, self._head_size = hidden, dim, weights.heads, head_size
+        self._hidden, self._dim, self._heads, self._head_size = (
+            hidden,
+            dim,
+            weights.heads,
+            head_size,
+        )
         self._threads = threads
         self._handle = _engine.create(
             kernel, hidden, weights.heads, head_size, intermediate, len(weights.layers), dim,
