@@ -70,9 +70,11 @@ def read_graph(path: Path) -> Graph:
     """Map `path` into memory and read it. Raises ArtifactError when it is not an ONNX file."""
     try:
         content = _mapped(path)
-        graph = next(value for number, value in _fields(content) if number == 7)
-        operators = [_operator(v) for n, v in _fields(graph) if n == 1]
-        weights = dict(_weight(v, path.parent) for n, v in _fields(graph) if n == 5)
+        graph = next(part for number, _, part in _fields(content) if number == 7)
+        operators = [_operator(part) for number, _, part in _fields(graph) if number == 1]
+        weights = dict(
+            _weight(part, path.parent) for number, _, part in _fields(graph) if number == 5
+        )
     except (StopIteration, IndexError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not an ONNX file that can be read here: {error!r}") from error
     return Graph(operators, weights)
@@ -83,15 +85,15 @@ def _mapped(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """Number and value of each field: an int, or the bytes of anything else."""
-    at = 0
+def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+    """Each field's number, its value if it is an integer, and its bytes if it is anything else."""
+    at, nothing = 0, memoryview(b"")
     while at < len(message):
         key, at = _varint(message, at)
         number, wire = key >> 3, key & 7
         if wire == 0:
             value, at = _varint(message, at)
-            yield number, value
+            yield number, value, nothing
             continue
         if wire == 2:
             size, at = _varint(message, at)
@@ -101,7 +103,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
             raise ValueError(f"wire type {wire}")
         if at + size > len(message):
             raise ValueError("it ends in the middle of a field")
-        yield number, message[at : at + size]
+        yield number, 0, message[at : at + size]
         at += size
 
 
@@ -116,63 +118,84 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def _text(value: memoryview | int) -> str:
-    return bytes(value).decode()
+def _text(part: memoryview) -> str:
+    return bytes(part).decode()
 
 
-def _operator(message: memoryview | int) -> Operator:
-    kind, inputs, outputs, numbers = "", [], [], {}
-    for number, value in _fields(message):
+def _integers(value: int, part: memoryview) -> list[int]:
+    """Of a repeated field, which comes one by one or packed."""
+    if not len(part):
+        return [value]
+    values, at = [], 0
+    while at < len(part):
+        value, at = _varint(part, at)
+        values.append(value)
+    return values
+
+
+def _operator(message: memoryview) -> Operator:
+    kind = ""
+    inputs: list[str] = []
+    outputs: list[str] = []
+    numbers: dict[str, int | float] = {}
+    for number, _, part in _fields(message):
         if number == 1:
-            inputs.append(_text(value))
+            inputs.append(_text(part))
         elif number == 2:
-            outputs.append(_text(value))
+            outputs.append(_text(part))
         elif number == 4:
-            kind = _text(value)
+            kind = _text(part)
         elif number == 5:
-            attribute = dict(_fields(value))
+            attribute = {n: (v, p) for n, v, p in _fields(part)}
+            name = _text(attribute[1][1])
             if 3 in attribute:
-                numbers[_text(attribute[1])] = attribute[3]
+                numbers[name] = attribute[3][0]
             elif 2 in attribute:
-                numbers[_text(attribute[1])] = float(np.frombuffer(attribute[2], "<f4")[0])
+                numbers[name] = float(np.frombuffer(attribute[2][1], "<f4")[0])
     return Operator(kind, tuple(inputs), tuple(outputs), numbers)
 
 
-def _weight(message: memoryview | int, folder: Path) -> tuple[str, Weight]:
+def _weight(message: memoryview, folder: Path) -> tuple[str, Weight]:
     shape: list[int] = []
-    kind, name, raw, external, location = 0, "", memoryview(b""), {}, 0
-    values: list[int] | NDArray[np.generic] = []
-    for number, value in _fields(message):
+    kind = location = 0
+    name = ""
+    raw = memoryview(b"")
+    floats = np.empty(0, np.float32)
+    integers: list[int] = []
+    external: dict[str, str] = {}
+    for number, value, part in _fields(message):
         if number == 1:
-            shape += [value] if isinstance(value, int) else _packed(value)
+            shape += _integers(value, part)
         elif number == 2:
             kind = value
         elif number == 4:
-            values = np.frombuffer(value, "<f4")
+            floats = np.frombuffer(part, np.float32)
         elif number in (5, 7):
-            values = [*values, *([value] if isinstance(value, int) else _packed(value))]
+            integers += _integers(value, part)
         elif number == 8:
-            name = _text(value)
+            name = _text(part)
         elif number == 9:
-            raw = value
+            raw = part
         elif number == 13:
-            entry = dict(_fields(value))
-            external[_text(entry[1])] = _text(entry[2])
+            entry = {n: _text(p) for n, _, p in _fields(part)}
+            external[entry[1]] = entry[2]
         elif number == 14:
             location = value
     dtype = np.dtype(DTYPES[kind])
     if location == EXTERNAL:
-        if Path(external["location"]).name != external["location"]:
-            raise ValueError(f"{name} lies outside the model directory")
-        start = int(external.get("offset", 0))
-        raw = _mapped(folder / external["location"])[start : start + int(external["length"])]
-    stored = np.frombuffer(raw, dtype) if len(raw) else np.asarray(values, dtype)
+        raw = _outside(external, folder)
+    stored: NDArray[np.generic] = floats
+    if len(raw):
+        stored = np.frombuffer(raw, dtype)
+    elif integers:
+        stored = np.array(integers, np.uint64).astype(dtype)  # two's complement, as it is written
     return name, Weight(kind, tuple(shape), stored)
 
 
-def _packed(message: memoryview) -> list[int]:
-    values, at = [], 0
-    while at < len(message):
-        value, at = _varint(message, at)
-        values.append(value)
-    return values
+def _outside(external: dict[str, str], folder: Path) -> memoryview:
+    """Bytes of a weight that lies in a file beside the graph's."""
+    file = external["location"]
+    if Path(file).name != file:
+        raise ValueError(f"a weight lies outside the model directory: {file}")
+    start = int(external.get("offset", 0))
+    return _mapped(folder / file)[start : start + int(external["length"])]

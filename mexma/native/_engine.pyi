@@ -1,7 +1,8 @@
 """What module.cpp binds; `mexma/native/__init__.py` says what it means."""
 
-from collections.abc import Buffer
 from typing import NewType
+
+from typing_extensions import Buffer
 
 _Handle = NewType("_Handle", object)
 

@@ -53,11 +53,11 @@ def test_every_kernel_can_be_asked_for():
 
 
 def test_the_default_model_on_every_kernel():
-    texts = [t for lang in ("fi", "ja", "ar") for t in parallel_pairs(lang)[0][:12]]
+    texts = [t for lang in ("fi", "ja", "ar") for t in parallel_pairs(lang)[0][:4]]
     texts.append(" ".join(texts))
     expected = encode(OnnxEncoder(DEFAULT, engine="onnxruntime"), texts)
     for kernel in KERNELS:
-        if kernel.name != "portable":  # the arithmetic of avx2 and avx512 again, but slow
+        if kernel.name not in ("avx2", "portable"):  # avx512's arithmetic again, but slower
             vectors = encode(OnnxEncoder(DEFAULT, engine=kernel.name), texts)
             least = (vectors * expected).sum(1).min()
             assert least > (0.9999 if kernel.arithmetic == "bf16" else 0.999999), kernel.name
@@ -164,7 +164,7 @@ def test_a_graph_of_another_kind_is_never_computed_as_ours(artifacts, tmp_path, 
     encoder = OnnxEncoder(path)
     assert encoder.session.engine == "onnxruntime"
     assert "expected" in encoder.session.reason
-    with pytest.raises(DeviceUnavailable, match="engine portable cannot be used: .*expected"):
+    with pytest.raises(DeviceUnavailable, match=r"engine portable cannot be used: .*expected"):
         OnnxEncoder(path, engine="portable")
     ids = [np.arange(3, 30)]
     unchanged = OnnxEncoder(artifacts["fp32"], engine="onnxruntime")
