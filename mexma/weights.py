@@ -132,6 +132,10 @@ class _Reader:
         positions = self._array("encoder.embeddings.positions.weight")[first:]
         head = self._head(work[len(LAYER) * shape["layers"] :]) if shape["head"] else None
         self._same(positions.shape[1], hidden, "columns of the position table")
+        cut = next(o for o in self.graph.operators if o.kind == "Slice")
+        self._same(cut.inputs[0], "encoder.embeddings.positions.weight", "what is cut")
+        start = self.graph.weights[cut.inputs[1]].array().tolist()
+        self._same(start, [first], "first row of the position table")
         return EncoderWeights(
             table=self._table(hidden),
             positions=positions + self._array("encoder.embeddings.segment"),
