@@ -49,6 +49,11 @@ class MilvusServer:
                 time.sleep(0.05)
         raise TimeoutError("Milvus Lite does not listen")
 
+    def hang(self, stopped: bool = True) -> None:
+        """Accept connections and answer nothing, or go on answering."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP if stopped else signal.SIGCONT)
+
     def stop_tracing(self) -> None:
         """End the command that runs it, which writes down what it has; the server runs on."""
         assert self._process is not None
