@@ -114,7 +114,12 @@ def test_a_server_that_hangs_holds_one_thread(server):
         server.hang()
         with pytest.raises(StoreUnavailable):
             store.count("c", Selection())
-        waiting = threading.Thread(target=lambda: pytest.raises(StoreUnavailable, store.list))
+
+        def wait() -> None:
+            with pytest.raises(StoreUnavailable):
+                store.list()
+
+        waiting = threading.Thread(target=wait)
         waiting.start()
         while not store._milvus._probe.locked():
             pass
