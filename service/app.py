@@ -23,11 +23,13 @@ from service.encoders import Encoders
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder
+from service.migrator import Migrator
 from service.routes import (
     collections,
     documents,
     embeddings,
     health,
+    migrations,
     page,
     search,
     snapshots,
@@ -37,6 +39,7 @@ from service.schemas import EmbeddingRequest, TeiEmbedRequest
 from service.settings import Settings
 from service.shortcut import shortcut
 from service.state import State
+from service.store.migrations import Migrating
 from service.store.protocol import Store
 
 log = logging.getLogger(__name__)
@@ -63,12 +66,14 @@ def create_app(
     for collections that are theirs.
     """
     metrics = Metrics()
+    encoders = Encoders([encoder, *further], settings, metrics)
     state = State(
         settings=settings,
-        encoders=Encoders([encoder, *further], settings, metrics),
+        encoders=encoders,
         store=store,
         detector=detector or LanguageDetector(),
         metrics=metrics,
+        migrator=Migrator(encoders, store.migrations) if isinstance(store, Migrating) else None,
         starting="starting",
     )
     app = FastAPI(
@@ -85,7 +90,7 @@ def create_app(
     app.state.embedder = state.encoders.default
     http_errors.install(app)
     app.include_router(embeddings.router(state))
-    for routes in (collections, documents, search, snapshots):
+    for routes in (collections, documents, search, snapshots, migrations):
         app.include_router(routes.router(state))
     app.include_router(tei.router(state))
     app.include_router(health.router(state))
@@ -121,6 +126,8 @@ async def _lifespan(state: State) -> AsyncIterator[None]:
         starting.cancel()
         with suppress(asyncio.CancelledError):
             await starting
+        if state.migrator is not None:
+            await state.migrator.stop()
         await state.encoders.stop()
         await asyncio.to_thread(state.store.close)
 
@@ -138,6 +145,8 @@ async def _start(state: State) -> None:
         state.starting = "start_failed"
         log.exception("the service could not start up and stays not ready")
         return
+    if state.migrator is not None:
+        state.migrator.start()
     state.starting = None
     for embedder in state.encoders:
         encoder = embedder.encoder

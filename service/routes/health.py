@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from mexma.errors import StoreError
 from service.embedder import Embedder
 from service.schemas import Live, Ready
 from service.state import State
+from service.store.migrations import Migrating
 
 CANARY_TIMEOUT_S = 5.0
 STARTING = {
@@ -60,8 +63,10 @@ def router(state: State) -> APIRouter:
         """Prometheus metrics."""
         infos = await asyncio.to_thread(state.store.list)
         metrics = state.metrics
-        for gauge in (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness):
+        per_collection = (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness)
+        for gauge in (*per_collection, metrics.migrating):
             gauge.clear()  # of collections that are gone
+        await asyncio.to_thread(_count_migrations, state)
         for info in infos:
             metrics.documents.labels(info.name).set(info.count)
             metrics.index_state.labels(info.name, info.index_state).set(1)
@@ -72,6 +77,18 @@ def router(state: State) -> APIRouter:
         return Response(state.metrics.render(), media_type=state.metrics.content_type)
 
     return routes
+
+
+def _count_migrations(state: State) -> None:
+    if not isinstance(state.store, Migrating):
+        return
+    for name in state.store.migrations.names():
+        with suppress(StoreError):  # ended in this moment
+            info = state.store.migrations.describe(name)
+            gauge, failed = state.metrics.migrating, len(info.failed)
+            gauge.labels(name, "embedded").set(info.embedded)
+            gauge.labels(name, "failed").set(failed)
+            gauge.labels(name, "left").set(info.documents - info.embedded - failed)
 
 
 async def _why_not(state: State) -> tuple[str | None, str | None]:

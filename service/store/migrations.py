@@ -18,6 +18,7 @@ import shutil
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from mexma.errors import (
     CollectionNotFound,
@@ -35,6 +36,14 @@ from service.store.folders import ROLES, Folders, write_roles
 from service.store.overlap import Overlap
 from service.store.pair import Embed, Embedded, MigrationInfo, Pair
 from service.store.steps import reached
+
+
+@runtime_checkable
+class Migrating(Protocol):
+    """A store that can move its collections."""
+
+    @property
+    def migrations(self) -> Migrations: ...
 
 
 class Migrations:
