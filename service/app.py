@@ -18,6 +18,7 @@ from fastapi_swagger import patch_fastapi
 from mexma import __version__
 from mexma.encoder import Encoder
 from service import http_errors
+from service.canaries import Canaries
 from service.demo import offer_demo
 from service.encoders import Encoders
 from service.languages import LanguageDetector
@@ -73,6 +74,7 @@ def create_app(
         store=store,
         detector=detector or LanguageDetector(),
         metrics=metrics,
+        canaries=Canaries(encoders, store),
         migrator=Migrator(encoders, store.migrations) if isinstance(store, Migrating) else None,
         starting="starting",
     )
@@ -138,6 +140,7 @@ async def _start(state: State) -> None:
         await asyncio.to_thread(state.detector.detect, "warm up")
         for embedder in state.encoders:
             await embedder.embed(["warm up"])
+        await state.canaries.check_all()
         if state.settings.demo:
             state.starting = "filling_demo"
             await offer_demo(state)

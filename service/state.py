@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from service.canaries import Canaries
 from service.encoders import Encoders
 from service.languages import LanguageDetector
 from service.metrics import Metrics
@@ -24,6 +25,7 @@ class State:
     store: Store
     detector: LanguageDetector
     metrics: Metrics
+    canaries: Canaries
     migrator: Migrator | None = None
     starting: str | None = None
     tasks: set[asyncio.Task[None]] = field(default_factory=set)

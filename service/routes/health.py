@@ -94,6 +94,8 @@ def _count_migrations(state: State) -> None:
 async def _why_not(state: State) -> tuple[str | None, str | None]:
     if state.starting:
         return state.starting, STARTING.get(state.starting, "the service is starting")
+    if off := state.canaries.off():
+        return "canary_mismatch", "; ".join(off.values())
     for embedder in state.encoders:
         reason, detail = await _why_not_engine(embedder, state.settings.engine_timeout_s)
         if reason is not None:

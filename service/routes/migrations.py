@@ -8,14 +8,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from mexma.errors import MigrationConflict, StoreError
+from mexma.errors import CanaryMismatch, MigrationConflict, StoreError
+from service.canaries import BOUND, lowest_cosine
 from service.collection_schemas import (
     CollectionDescription,
     MigrationDescription,
     MigrationReport,
     MigrationRequest,
 )
-from service.embedder import Embedder
 from service.http_errors import BODY_ERRORS, documented
 from service.json_body import JsonRoute
 from service.migrator import Migrator
@@ -33,51 +33,27 @@ Sample = Annotated[
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["migration"], prefix=PREFIX)
-    store, encoders = state.store, state.encoders
-
-    def available() -> tuple[Migrations, Migrator]:
-        if not isinstance(store, Migrating) or state.migrator is None:
-            raise StoreError("this store does not move collections to other encoders")
-        return store.migrations, state.migrator
-
-    def about(info: MigrationInfo, migrator: Migrator) -> MigrationDescription:
-        rate = migrator.documents_per_s(info.collection)
-        left = info.documents - info.embedded - len(info.failed)
-        return MigrationDescription(
-            **asdict(info),
-            share=info.embedded / info.documents if info.documents else 1.0,
-            documents_per_s=rate,
-            eta_s=left / rate if rate and left else (None if left else 0.0),
-            blocked=migrator.blocked(info),
-        )
-
-    def other(info: MigrationInfo) -> Embedder:
-        """The one that does not serve. Raises MigrationConflict where it is not there at all."""
-        if (found := encoders.get(info.other)) is None:
-            raise MigrationConflict(
-                f"encoder {info.other} is not served, so what was written last cannot be embedded "
-                "by it; start with its model first"
-            )
-        return found
 
     @routes.post(
         "/{name}/migration",
         response_model=MigrationDescription,
-        responses=documented(*BODY_ERRORS, 404, 409, 500),
+        responses=documented(*BODY_ERRORS, 404, 409, 500, 503, 504),
     )
     async def start_migration(name: Name, body: MigrationRequest) -> MigrationDescription:
         """Begin to embed all documents by another served encoder, beside the vectors there are.
 
         The collection goes on as it is until it is cut over. Sent again it changes nothing.
         """
-        migrations, migrator = available()
-        await asyncio.to_thread(store.describe, name)
-        encoder = encoders.known(body.model).encoder
+        migrations, migrator = _available(state)
+        await asyncio.to_thread(state.store.describe, name)
+        embedder = state.encoders.known(body.model)
+        dim, fingerprint = embedder.encoder.manifest.dim, embedder.encoder.fingerprint
+        canaries, anew = await state.canaries.vectors(embedder), state.canaries.is_off(name)
         info = await asyncio.to_thread(
-            migrations.begin, name, encoder.manifest.dim, encoder.fingerprint
+            lambda: migrations.begin(name, dim, fingerprint, canaries, anew=anew)
         )
         migrator.follow(name)
-        return about(info, migrator)
+        return _about(info, migrator)
 
     @routes.get(
         "/{name}/migration",
@@ -88,8 +64,8 @@ def router(state: State) -> APIRouter:
         name: Name, k: K = 10, sample: Sample = 100
     ) -> MigrationDescription:
         """How far it is, and how the two encoders' answers differ."""
-        migrations, migrator = available()
-        found = about(await asyncio.to_thread(migrations.describe, name), migrator)
+        migrations, migrator = _available(state)
+        found = _about(await asyncio.to_thread(migrations.describe, name), migrator)
         if sample:
             overlap = await asyncio.to_thread(migrations.overlap, name, k, sample)
             found.report = None if overlap is None else MigrationReport(**asdict(overlap))
@@ -102,10 +78,7 @@ def router(state: State) -> APIRouter:
     )
     async def cut_over(name: Name) -> MigrationDescription:
         """Let the new encoder answer from now on; the old vectors are kept up to date beside it."""
-        migrations, migrator = available()
-        embedder = other(await asyncio.to_thread(migrations.describe, name))
-        embed = migrator.embed_at_once(embedder)
-        return about(await asyncio.to_thread(migrations.cut_over, name, embed), migrator)
+        return await _changed_over(state, name, to_newer=True)
 
     @routes.post(
         "/{name}/migration/rollback",
@@ -114,10 +87,7 @@ def router(state: State) -> APIRouter:
     )
     async def roll_back(name: Name) -> MigrationDescription:
         """Let the old encoder answer again, with everything that was written meanwhile."""
-        migrations, migrator = available()
-        embedder = other(await asyncio.to_thread(migrations.describe, name))
-        embed = migrator.embed_at_once(embedder)
-        return about(await asyncio.to_thread(migrations.roll_back, name, embed), migrator)
+        return await _changed_over(state, name, to_newer=False)
 
     @routes.post(
         "/{name}/migration/retire",
@@ -126,14 +96,55 @@ def router(state: State) -> APIRouter:
     )
     async def retire(name: Name) -> CollectionDescription:
         """Drop the old encoder's vectors, after a cut-over. There is no way back then."""
-        migrations, _ = available()
+        migrations, _ = _available(state)
         await asyncio.to_thread(migrations.retire, name)
-        return described(await asyncio.to_thread(store.describe, name))
+        return described(await asyncio.to_thread(state.store.describe, name))
 
     @routes.delete("/{name}/migration", status_code=204, responses=documented(404, 409, 422, 500))
     async def abandon_migration(name: Name) -> None:
         """Drop the new encoder's vectors, before a cut-over; the collection stays as it is."""
-        migrations, _ = available()
+        migrations, _ = _available(state)
         await asyncio.to_thread(migrations.abandon, name)
 
     return routes
+
+
+def _available(state: State) -> tuple[Migrations, Migrator]:
+    if not isinstance(state.store, Migrating) or state.migrator is None:
+        raise StoreError("this store does not move collections to other encoders")
+    return state.store.migrations, state.migrator
+
+
+def _about(info: MigrationInfo, migrator: Migrator) -> MigrationDescription:
+    rate = migrator.documents_per_s(info.collection)
+    left = info.documents - info.embedded - len(info.failed)
+    return MigrationDescription(
+        **asdict(info),
+        share=info.embedded / info.documents if info.documents else 1.0,
+        documents_per_s=rate,
+        eta_s=left / rate if rate and left else (None if left else 0.0),
+        blocked=migrator.blocked(info),
+    )
+
+
+async def _changed_over(state: State, name: str, *, to_newer: bool) -> MigrationDescription:
+    migrations, migrator = _available(state)
+    info = await asyncio.to_thread(migrations.describe, name)
+    if (embedder := state.encoders.get(info.other)) is None:
+        raise MigrationConflict(
+            f"encoder {info.other} is not served, so what was written last cannot be embedded by "
+            "it; start with its model first"
+        )
+    kept = await asyncio.to_thread(migrations.canaries, name)
+    # The way back to an encoder that is off stays open: it is asked for because of something worse.
+    if to_newer and kept is not None:
+        found = lowest_cosine(kept, await state.canaries.vectors(embedder))
+        if found < BOUND:
+            raise CanaryMismatch(
+                f"encoder {info.other} is not what it was when the migration began: cosine "
+                f"{found:.4f}, at least {BOUND} is expected; give it up and begin again"
+            )
+    change = migrations.cut_over if to_newer else migrations.roll_back
+    info = await asyncio.to_thread(change, name, migrator.embed_at_once(embedder))
+    await state.canaries.check(name)
+    return _about(info, migrator)

@@ -74,6 +74,10 @@ def until_done(client) -> None:
     until(done, "it was never done")
 
 
+def until_embedded(client, count: int) -> None:
+    until(lambda: look(client, sample=0)["embedded"] >= count, "no progress")
+
+
 def check(client, encoder: FakeEncoder, texts: dict[str, str]) -> None:
     """All texts are there, and this encoder's vectors answer."""
     page = client.post(f"{NOTES}/documents/scroll", json={"limit": 1000}).json()
@@ -173,7 +177,7 @@ def test_a_failing_engine_blocks_and_says_so_and_loses_nothing(client, encoders)
 
 
 def test_a_document_that_fails_is_named_and_the_others_go_on(client, encoders):
-    old, new = encoders
+    _, new = encoders
     new.poison, new.not_finite = new.token("q"), new.token("z")
     texts = {str(i): f"text {i}" for i in range(80)} | {"bad": "q", "worse": "zz"}
     put(client, texts)
@@ -360,8 +364,7 @@ def test_killed_again_and_again_it_is_resumed(tmp_path, artifacts):
             cut_overs += 1
             assert look(client, sample=0)["serving"] != serving
         else:
-            target = done + 100
-            until(lambda target=target: look(client, sample=0)["embedded"] >= target, "no progress")
+            until_embedded(client, done + 100)
         found = look(client, sample=0)
         done, serving = found["embedded"], found["serving"]
         server.process.kill()
