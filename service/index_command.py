@@ -1,7 +1,7 @@
 """`mexma-index`: look after the collections in a folder, beside the service or without it.
 
 `verify` and `backup` read only and may run beside a service that has the folder open; `restore`,
-`rebuild` and `copy` change it and refuse to.
+`rebuild`, `copy` and `migrate` change it and refuse to.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mexma.errors import CollectionNotFound, MexmaError, StoreCorrupt, StoreError
+from service import migrate_command
 from service.store import backups
 from service.store.backups import Backups
 from service.store.collection import DATABASE
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         collection=one,
         to="the other folder, which is made if need be",
     )
+    migrate_command.add_to(verbs)
     return parser
 
 

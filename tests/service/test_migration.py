@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -14,8 +18,10 @@ import pytest
 
 from mexma.encoder import OnnxEncoder, encode
 from mexma.sample import tatoeba_sample
-from service import migrator
-from tests.conftest import Server, start_server, wait_until_ready
+from service import index_command, migrator
+from service.store.local import LocalStore
+from service.store.pair import Embedded
+from tests.conftest import ROOT, Server, start_server, wait_until_ready
 from tests.fakes import FakeEncoder
 from tests.tiny import tiny_artifact
 
@@ -395,3 +401,80 @@ def test_killed_again_and_again_it_is_resumed(tmp_path, artifacts):
         assert same or float(encode(encoder, [hit["text"]])[0] @ vector) > 1 - 1e-4
     server.process.terminate()
     assert server.process.wait(60) == 0
+
+
+def test_the_command_migrates_goes_on_and_retires(tmp_path, artifacts, make_client, capsys):
+    old, new = (OnnxEncoder(path, threads=1) for path in artifacts)
+    client = make_client(old)
+    client.put(NOTES)
+    texts = list(dict.fromkeys(SENTENCES))[:300]
+    put(client, {str(i): text for i, text in enumerate(texts)})
+    client.__exit__(None, None, None)
+    data = str(tmp_path / "data")
+    # Begun by the command, cut off, gone on with by the command.
+    with closing(LocalStore(tmp_path / "data")) as store:
+        store.migrations.begin("notes", 64, new.fingerprint)
+        rows = store.migrations.work("notes", 100)
+        vectors = Embedded(encode(new, [row.text for row in rows]), {})
+        store.migrations.take("notes", new.fingerprint, rows, vectors)
+    index_command.main(["--data", data, "migrate", "notes", str(artifacts[1])])
+    said = capsys.readouterr()
+    assert f"300 of 300 documents embedded by {new.fingerprint}" in said.out
+    assert f"overlap@10 with {old.fingerprint}: 0." in said.out
+    assert "100/300" in said.err, "what was embedded is not embedded again"
+    index_command.main(["--data", data, "migrate", "notes", str(artifacts[1]), "--cut-over"])
+    assert "cut over" in capsys.readouterr().out
+    client = make_client(new)
+    answer = client.post(f"{NOTES}/search", json={"queries": texts[:1], "k": 1}).json()
+    assert (answer["fingerprint"], answer["results"][0][0]["text"]) == (new.fingerprint, texts[0])
+    client.__exit__(None, None, None)
+    index_command.main(["--data", data, "migrate", "notes", str(artifacts[1]), "--retire"])
+    assert len(list((tmp_path / "data").glob("notes.*"))) == 1
+    with pytest.raises(SystemExit, match="no collection 'nobody'"):
+        index_command.main(["--data", data, "migrate", "nobody", str(artifacts[1])])
+    with pytest.raises(SystemExit, match="this encoder's vectors already"):
+        index_command.main(["--data", data, "migrate", "notes", str(artifacts[1])])
+
+
+def test_every_block_of_the_guide_runs_and_its_table_names_the_fields(tmp_path, artifacts):
+    guide = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
+    serving, start, shown, cut_over, rollback, abandon, retire, offline = blocks
+    assert serving.startswith("MEXMA_FURTHER_MODELS=")
+    server = serve(tmp_path, artifacts)
+    client = httpx.Client(base_url=server.url, timeout=60)
+
+    def run(block: str) -> dict:
+        command = block.replace("http://127.0.0.1:8080", server.url)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, check=True
+        )
+        answer = json.loads(done.stdout or "{}")
+        assert "error" not in answer, f"{block}\n{answer}"
+        return answer
+
+    client.put(NOTES)
+    put(client, {str(i): text for i, text in enumerate(SENTENCES[:60])})
+    old = run(start)["serving"]
+    until_done(client)
+    found = run(shown)
+    fields = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", guide, re.MULTILINE)))
+    assert len(fields) >= 10
+    assert set(fields) <= found.keys()
+    assert {"overlap", "recall"} <= found["report"].keys()
+    new = run(cut_over)["serving"]
+    assert run(rollback)["serving"] == old
+    run(abandon)
+    assert call(client, method="get", status=404)
+    run(start)
+    run(cut_over)
+    assert run(retire)["fingerprint"] == new
+    client.put("/v1/collections/other", params={"model": "old"})
+    server.process.terminate()
+    assert server.process.wait(60) == 0
+    command = offline.replace("--data data", f"--data {tmp_path / 'data'}").split()
+    command = [w.replace("models/new", str(artifacts[0])) for w in command]
+    assert command[0] == "mexma-index"
+    index_command.main(command[1:])
+    with closing(LocalStore(tmp_path / "data")) as store:
+        assert store.describe("notes").fingerprint == old
