@@ -11,16 +11,19 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import cast
 
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
 
 from mexma import __version__
 from mexma.encoder import Encoder
+from mexma.errors import StoreUnavailable
 from service import http_errors
 from service.canaries import Canaries
 from service.demo import offer_demo
 from service.encoders import Encoders
+from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder
@@ -42,6 +45,7 @@ from service.shortcut import shortcut
 from service.state import State
 from service.store.migrations import Migrating
 from service.store.protocol import Store
+from service.tracing import TracedStore, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -58,26 +62,30 @@ def create_app(
     store: Store,
     detector: LanguageDetector | None = None,
     further: Sequence[Encoder] = (),
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The service as an ASGI application.
 
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
     store: where collections live; the app closes it when it shuts down. detector: names the
     language of a text that comes without one. further: encoders served beside the default one,
-    for collections that are theirs.
+    for collections that are theirs. tracing: where traces go; the app closes it, too.
     """
     metrics = Metrics()
     encoders = Encoders([encoder, *further], settings, metrics)
     state = State(
         settings=settings,
         encoders=encoders,
-        store=store,
+        store=cast(Store, TracedStore(store)) if tracing else store,
         detector=detector or LanguageDetector(),
         metrics=metrics,
         canaries=Canaries(encoders, store),
         migrator=Migrator(encoders, store.migrations) if isinstance(store, Migrating) else None,
         starting="starting",
     )
+    meter = LanguageMeter(state.detector, metrics, every=settings.language_sample_every)
+    for embedder in state.encoders:
+        embedder.language_meter = meter
     app = FastAPI(
         title="mexma",
         version=__version__,
@@ -86,14 +94,15 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         strict_content_type=False,  # JsonRoute answers 415 itself
-        lifespan=lambda _: _lifespan(state),
+        lifespan=lambda _: _lifespan(state, tracing),
     )
     app.state.client_header = settings.client_header
     app.state.embedder = state.encoders.default
     http_errors.install(app)
     app.include_router(embeddings.router(state))
-    for routes in (collections, documents, search, snapshots, migrations):
-        app.include_router(routes.router(state))
+    if settings.collections:
+        for routes in (collections, documents, search, snapshots, migrations):
+            app.include_router(routes.router(state))
     app.include_router(tei.router(state))
     app.include_router(health.router(state))
     app.include_router(page.router())
@@ -103,6 +112,8 @@ def create_app(
         RequestBorder,
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
+        access_log=settings.access_log,
+        tracing=tracing,
         metrics=metrics,
         shortcuts={
             "/v1/embeddings": shortcut(
@@ -119,7 +130,7 @@ def create_app(
 
 
 @asynccontextmanager
-async def _lifespan(state: State) -> AsyncIterator[None]:
+async def _lifespan(state: State, tracing: Tracing | None) -> AsyncIterator[None]:
     state.encoders.start()
     starting = asyncio.create_task(_start(state), name="start")
     try:
@@ -132,6 +143,8 @@ async def _lifespan(state: State) -> AsyncIterator[None]:
             await state.migrator.stop()
         await state.encoders.stop()
         await asyncio.to_thread(state.store.close)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
 
 async def _start(state: State) -> None:
@@ -140,15 +153,19 @@ async def _start(state: State) -> None:
         await asyncio.to_thread(state.detector.detect, "warm up")
         for embedder in state.encoders:
             await embedder.embed(["warm up"])
-        await state.canaries.check_all()
-        if state.settings.demo:
+        if state.settings.collections:
+            await state.canaries.check_all()
+        if state.settings.demo and state.settings.collections:
             state.starting = "filling_demo"
-            await offer_demo(state)
+            try:
+                await offer_demo(state)
+            except StoreUnavailable as error:
+                log.error("no demo until the next start: %s", error)
     except Exception:
         state.starting = "start_failed"
         log.exception("the service could not start up and stays not ready")
         return
-    if state.migrator is not None:
+    if state.migrator is not None and state.settings.collections:
         state.migrator.start()
     state.starting = None
     for embedder in state.encoders:

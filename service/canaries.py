@@ -63,15 +63,17 @@ class Canaries:
         self._encoders = encoders
         self._store = store
         self._off: dict[str, str] = {}
+        self._checked: set[str] = set()
+        self._vectors: dict[str, Vectors] = {}
 
     async def vectors(self, embedder: Embedder) -> Vectors:
-        """The sentences' vectors now, float32 `[n, dim]`."""
-        most = embedder.settings.max_request_items
-        parts = [
-            (await embedder.embed(SENTENCES[i : i + most], truncate=True, caller=AT_ONCE)).vectors
-            for i in range(0, len(SENTENCES), most)
-        ]
-        return np.vstack(parts)
+        """The sentences' vectors in this process, float32 `[n, dim]`."""
+        fingerprint, most = embedder.encoder.fingerprint, embedder.settings.max_request_items
+        if fingerprint not in self._vectors:
+            parts = [SENTENCES[i : i + most] for i in range(0, len(SENTENCES), most)]
+            embedded = [await embedder.embed(p, truncate=True, caller=AT_ONCE) for p in parts]
+            self._vectors[fingerprint] = np.vstack([one.vectors for one in embedded])
+        return self._vectors[fingerprint]
 
     async def create(self, name: str, embedder: Embedder) -> CollectionInfo:
         """Make a collection of this encoder, or find it; see Store.create."""
@@ -82,12 +84,22 @@ class Canaries:
         return await asyncio.to_thread(self._store.create, name, dim, fingerprint)
 
     async def check_all(self) -> None:
-        for info in await asyncio.to_thread(self._store.list):
+        """Of a store that does not answer each collection is checked at its first use."""
+        try:
+            infos = await asyncio.to_thread(self._store.list)
+        except StoreError as error:
+            log.warning("canaries are checked later: %s", error)
+            return
+        for info in infos:
             await self.check(info.name)
 
     async def check(self, name: str) -> None:
         """Compare a collection with its encoder now, and turn it off or on again."""
-        reason = await self._why_off(name)
+        try:
+            reason = await self._why_off(name)
+        except StoreError:
+            return  # damaged, gone, or not reached: said by whoever uses it
+        self._checked.add(name)
         if reason is None:
             self._off.pop(name, None)
         else:
@@ -95,14 +107,9 @@ class Canaries:
             log.error(reason)
 
     async def _why_off(self, name: str) -> str | None:
-        try:
-            info = await asyncio.to_thread(self._store.describe, name)
-            embedder = self._encoders.get(info.fingerprint)
-            if embedder is None:
-                return None
-            worst = await self._worst(name, embedder)
-        except StoreError:
-            return None  # damaged or gone: said by whoever uses it
+        info = await asyncio.to_thread(self._store.describe, name)
+        embedder = self._encoders.get(info.fingerprint)
+        worst = 1.0 if embedder is None else await self._worst(name, embedder)
         if worst >= BOUND:
             return None
         return (
@@ -137,14 +144,17 @@ class Canaries:
     def is_off(self, name: str) -> bool:
         return name in self._off
 
-    def check_on(self, name: str) -> None:
-        """Raises CanaryMismatch where a collection is off."""
+    async def see_to_on(self, name: str) -> None:
+        """Before vectors of a collection are used. Raises CanaryMismatch where it is off."""
+        if name not in self._checked:
+            await self.check(name)
         if reason := self._off.get(name):
             raise CanaryMismatch(reason)
 
     def forget(self, name: str) -> None:
         """The collection is gone."""
         self._off.pop(name, None)
+        self._checked.discard(name)
 
 
 def lowest_cosine(kept: Vectors, now: Vectors) -> float:

@@ -7,6 +7,7 @@ than the whole of a small request.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 import uuid
@@ -19,8 +20,12 @@ from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http_errors import error_response
+from service.logs import request_id as request_id_var
 from service.metrics import Metrics
+from service.tracing import Tracing
+from service.tracing import current as current_trace
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Shortcut = Callable[[bytes, Mapping[bytes, bytes], Scope, Receive], Awaitable[Response | None]]
 
@@ -38,7 +43,8 @@ class RequestBorder:
 
     Gives the request its id (`x-request-id`, taken over from the client when it is made of
     letters, digits and `_.:-`), reads the body whole within `max_body_bytes` and
-    `body_timeout_s` (413 and 408), and counts the outcome.
+    `body_timeout_s` (413 and 408), counts the outcome, and logs it with `access_log`; a
+    failure of ours (500 and above, other than 503) is logged in any case.
     """
 
     def __init__(
@@ -49,6 +55,8 @@ class RequestBorder:
         body_timeout_s: float,
         metrics: Metrics,
         shortcuts: Mapping[str, Shortcut] | None = None,
+        access_log: bool = False,
+        tracing: Tracing | None = None,
     ):
         """shortcuts: by path, what may answer a POST before the framework is asked."""
         self.app = app
@@ -56,6 +64,8 @@ class RequestBorder:
         self.max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
         self.metrics = metrics
+        self.access_log = access_log
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,6 +75,9 @@ class RequestBorder:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        token = request_id_var.set(request_id.decode())
+        trace = self.tracing.begin(scope["headers"], request_id.decode()) if self.tracing else None
+        trace_token = current_trace.set(trace)
         status = 499  # the client left before an answer began
         path: str | None = None
 
@@ -93,7 +106,24 @@ class RequestBorder:
         finally:
             if path is None:
                 path = getattr(scope.get("route"), "path", "unmatched")
-            self.metrics.answered(path, status, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self.metrics.answered(path, status, seconds)
+            failed = status >= 500 and status != 503  # "come back later" is no failure of ours
+            if self.access_log or failed:
+                log.log(
+                    logging.WARNING if failed else logging.INFO,
+                    "request",
+                    extra={
+                        "method": scope["method"],
+                        "route": path,  # as declared: what it was filled with is the caller's
+                        "status": status,
+                        "seconds": round(seconds, 6),
+                    },
+                )
+            if trace is not None:
+                trace.end(scope["method"], path, status)
+            current_trace.reset(trace_token)
+            request_id_var.reset(token)
 
     async def _receive_body(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send

@@ -54,15 +54,15 @@ class Migrator:
     """encoders: those that are served. migrations: the store's."""
 
     def __init__(self, encoders: Encoders, migrations: Migrations):
+        self.migrations = migrations
         self._encoders = encoders
-        self._migrations = migrations
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._done: dict[str, deque[tuple[float, int]]] = {}
         self._blocked: dict[str, str | None] = {}
 
     def start(self) -> None:
         """Go on with every migration that there is, on the running event loop."""
-        for name in self._migrations.names():
+        for name in self.migrations.names():
             self.follow(name)
 
     async def stop(self) -> None:
@@ -124,11 +124,11 @@ class Migrator:
         try:
             while True:
                 # The roles may have changed: who is to be followed is asked each time.
-                info = await asyncio.to_thread(self._migrations.describe, name)
+                info = await asyncio.to_thread(self.migrations.describe, name)
                 embedder = self._encoders.get(info.other)
                 rows = []
                 if embedder is not None:
-                    rows = await asyncio.to_thread(self._migrations.work, name, _at_once(embedder))
+                    rows = await asyncio.to_thread(self.migrations.work, name, _at_once(embedder))
                 if embedder is None or not rows:
                     await asyncio.sleep(LOOK_AGAIN_S)
                     continue
@@ -180,7 +180,7 @@ class Migrator:
         vectors = Vectorised(embedded.vectors[: len(rows)], failed)
         try:
             await asyncio.to_thread(
-                self._migrations.take, info.collection, info.other, rows, vectors
+                self.migrations.take, info.collection, info.other, rows, vectors
             )
         except InputError as error:
             raise StoreError(f"vectors of {info.other} are refused: {error}") from error

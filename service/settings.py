@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.logs import LogFormat
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "default"
 
@@ -72,6 +74,36 @@ class Settings(BaseSettings):
         description="One in so many approximate searches is done exactly as well, after its answer, "
         "for `mexma_collection_recall`. Smaller notices a decline sooner and costs a full scan each "
         "time; 0 turns the gauge off.",
+    )
+    milvus_uri: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="Where collections live instead, if set: the address of a Milvus server, such as "
+        "http://milvus:19530. Several services may share one. MEXMA_DATA_DIR and the settings of "
+        "the index and its recall then mean nothing; docs/milvus.md says what else differs. Needs "
+        "the extra `milvus`.",
+    )
+    milvus_token: SecretStr = Field(
+        SecretStr(""),
+        description="What Milvus asks for: `user:password`, or an API key. It is never logged.",
+    )
+    milvus_database: str = Field(
+        "",
+        description="The database in Milvus, which must exist; empty is its default one. Services that "
+        "shall not see each other's collections take one each.",
+    )
+    milvus_index: Literal["FLAT", "HNSW"] = Field(
+        "FLAT",
+        description="The vector index of collections that are created from now on. FLAT compares every "
+        "vector that may be found, in Milvus's query nodes: exact, and slower with each document. HNSW "
+        "is a graph, approximate: fast where FLAT is too slow, it misses some neighbours, and `exact` is "
+        "refused where 16,384 documents or more match.",
+    )
+    milvus_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Time for one call of Milvus, repetitions included; then the request gets 503. Long "
+        "enough for the slowest search, and no longer than clients wait.",
     )
     host: str = Field(
         "127.0.0.1",
@@ -170,6 +202,47 @@ class Settings(BaseSettings):
         description="Offer the collection `demo`, a few thousand real sentences in 42 languages, "
         "filled at first start. Ready turns on once it is there.",
     )
+    language_sample_every: int = Field(
+        32,
+        ge=0,
+        description="One embedded text in so many has its language detected (0.2 ms), for the metrics "
+        "per language; 0 detects none. Smaller sees rare languages sooner.",
+    )
+    collections: bool = Field(
+        True,
+        description="Offer collections. Turn it off where several replicas serve embeddings only: "
+        "each would have collections of its own, and a search would find what that one was given. "
+        "Their routes then answer 404.",
+    )
+    tls_cert: Path | None = Field(
+        None,
+        description="Certificate chain in PEM, for HTTPS instead of HTTP; needs `MEXMA_TLS_KEY`. "
+        "TLS 1.2 at least. A renewed certificate is taken at the next start.",
+    )
+    tls_key: Path | None = Field(
+        None, description="Private key of the certificate in PEM, without a passphrase."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="An OTLP/HTTP collector (`http://collector:4318`) that gets a trace of every "
+        "request: tokenising, queue, engine, store. Needs the extra `otel`. Unset: nothing is traced.",
+    )
+    trace_sample: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests that are traced, where a caller's `traceparent` does not say.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged. Texts are never logged, at any level."
+    )
+    log_format: LogFormat = Field(
+        "text",
+        description="`text` for people, `json` for machines: one object a line with time, level, "
+        "logger, message, request_id and further fields.",
+    )
+    access_log: bool = Field(
+        False,
+        description="Log a line for every request: method, route, status, seconds. Requests that "
+        "fail with 500 or 504 are logged without it, too.",
     )

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Path, Query
 from mexma.errors import CollectionNotFound, FingerprintMismatch
 from service.collection_schemas import CollectionDescription, CollectionList, CollectionName
 from service.embedder import Embedder
-from service.http_errors import documented
+from service.http_errors import STORE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.state import State
 from service.store.protocol import CollectionInfo
@@ -31,7 +31,7 @@ def router(state: State) -> APIRouter:
     routes = APIRouter(route_class=JsonRoute, tags=["collections"], prefix=PREFIX)
     store = state.store
 
-    @routes.get("", response_model=CollectionList, responses=documented(500))
+    @routes.get("", response_model=CollectionList, responses=documented(*STORE_ERRORS))
     async def list_collections() -> CollectionList:
         """All collections."""
         infos = await asyncio.to_thread(store.list)
@@ -40,7 +40,7 @@ def router(state: State) -> APIRouter:
     @routes.put(
         "/{name}",
         response_model=CollectionDescription,
-        responses=documented(409, 422, 500, 503, 504),
+        responses=documented(409, 422, 504, *STORE_ERRORS),
     )
     async def create_collection(name: Name, model: Model = None) -> CollectionDescription:
         """Create a collection, or find that it exists already.
@@ -58,13 +58,15 @@ def router(state: State) -> APIRouter:
         return described(await state.canaries.create(name, embedder))
 
     @routes.get(
-        "/{name}", response_model=CollectionDescription, responses=documented(404, 422, 500)
+        "/{name}",
+        response_model=CollectionDescription,
+        responses=documented(404, 422, *STORE_ERRORS),
     )
     async def describe_collection(name: Name) -> CollectionDescription:
         """One collection: how many documents, in which languages, by which encoder."""
         return described(await asyncio.to_thread(store.describe, name))
 
-    @routes.delete("/{name}", status_code=204, responses=documented(404, 422, 500))
+    @routes.delete("/{name}", status_code=204, responses=documented(404, 422, *STORE_ERRORS))
     async def drop_collection(name: Name) -> None:
         """Delete a collection with all its documents."""
         await asyncio.to_thread(store.drop, name)
@@ -88,7 +90,7 @@ async def with_encoder(
     """
     info = await asyncio.to_thread(state.store.describe, name)  # 404 before any work
     while True:
-        state.canaries.check_on(name)
+        await state.canaries.see_to_on(name)
         try:
             return await use(info, state.encoders.of(info))
         except FingerprintMismatch:

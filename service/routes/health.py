@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from contextlib import suppress
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from mexma.errors import StoreError
+from mexma.errors import StoreError, StoreUnavailable
 from service.embedder import Embedder
 from service.schemas import Live, Ready
 from service.state import State
-from service.store.migrations import Migrating
 
 CANARY_TIMEOUT_S = 5.0
 STARTING = {
@@ -61,8 +61,18 @@ def router(state: State) -> APIRouter:
     )
     async def show_metrics() -> Response:
         """Prometheus metrics."""
-        infos = await asyncio.to_thread(state.store.list)
         metrics = state.metrics
+        try:
+            infos = await asyncio.to_thread(state.store.list)
+        except StoreUnavailable:
+            infos = []  # the other metrics are the more needed now
+            metrics.store_up.set(0)
+        else:
+            metrics.store_up.set(1)
+        with suppress(OSError):  # a disk that is gone is the store's to report
+            disk = shutil.disk_usage(state.settings.data_dir)
+            metrics.data_bytes.set(disk.total)
+            metrics.data_free_bytes.set(disk.free)
         per_collection = (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness)
         for gauge in (*per_collection, metrics.migrating):
             gauge.clear()  # of collections that are gone
@@ -80,11 +90,11 @@ def router(state: State) -> APIRouter:
 
 
 def _count_migrations(state: State) -> None:
-    if not isinstance(state.store, Migrating):
+    if state.migrator is None:
         return
-    for name in state.store.migrations.names():
+    for name in state.migrator.migrations.names():
         with suppress(StoreError):  # ended in this moment
-            info = state.store.migrations.describe(name)
+            info = state.migrator.migrations.describe(name)
             gauge, failed = state.metrics.migrating, len(info.failed)
             gauge.labels(name, "embedded").set(info.embedded)
             gauge.labels(name, "failed").set(failed)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from mexma.errors import CanaryMismatch, MigrationConflict, StoreError
+from mexma.errors import CanaryMismatch, MigrationConflict, StoreUnsupported
 from service.canaries import BOUND, lowest_cosine
 from service.collection_schemas import (
     CollectionDescription,
@@ -21,7 +21,7 @@ from service.json_body import JsonRoute
 from service.migrator import Migrator
 from service.routes.collections import PREFIX, Name, described
 from service.state import State
-from service.store.migrations import Migrating, Migrations
+from service.store.migrations import Migrations
 from service.store.pair import MigrationInfo
 
 K = Annotated[int, Query(ge=1, le=1000, description="Neighbours that the report compares.")]
@@ -37,7 +37,7 @@ def router(state: State) -> APIRouter:
     @routes.post(
         "/{name}/migration",
         response_model=MigrationDescription,
-        responses=documented(*BODY_ERRORS, 404, 409, 500, 503, 504),
+        responses=documented(*BODY_ERRORS, 404, 409, 500, 501, 503, 504),
     )
     async def start_migration(name: Name, body: MigrationRequest) -> MigrationDescription:
         """Begin to embed all documents by another served encoder, beside the vectors there are.
@@ -58,7 +58,7 @@ def router(state: State) -> APIRouter:
     @routes.get(
         "/{name}/migration",
         response_model=MigrationDescription,
-        responses=documented(404, 422, 500),
+        responses=documented(404, 422, 500, 501),
     )
     async def describe_migration(
         name: Name, k: K = 10, sample: Sample = 100
@@ -74,7 +74,7 @@ def router(state: State) -> APIRouter:
     @routes.post(
         "/{name}/migration/cut-over",
         response_model=MigrationDescription,
-        responses=documented(404, 409, 422, 500, 503, 504),
+        responses=documented(404, 409, 422, 500, 501, 503, 504),
     )
     async def cut_over(name: Name) -> MigrationDescription:
         """Let the new encoder answer from now on; the old vectors are kept up to date beside it."""
@@ -83,7 +83,7 @@ def router(state: State) -> APIRouter:
     @routes.post(
         "/{name}/migration/rollback",
         response_model=MigrationDescription,
-        responses=documented(404, 409, 422, 500, 503, 504),
+        responses=documented(404, 409, 422, 500, 501, 503, 504),
     )
     async def roll_back(name: Name) -> MigrationDescription:
         """Let the old encoder answer again, with everything that was written meanwhile."""
@@ -92,7 +92,7 @@ def router(state: State) -> APIRouter:
     @routes.post(
         "/{name}/migration/retire",
         response_model=CollectionDescription,
-        responses=documented(404, 409, 422, 500),
+        responses=documented(404, 409, 422, 500, 501),
     )
     async def retire(name: Name) -> CollectionDescription:
         """Drop the old encoder's vectors, after a cut-over. There is no way back then."""
@@ -100,7 +100,9 @@ def router(state: State) -> APIRouter:
         await asyncio.to_thread(migrations.retire, name)
         return described(await asyncio.to_thread(state.store.describe, name))
 
-    @routes.delete("/{name}/migration", status_code=204, responses=documented(404, 409, 422, 500))
+    @routes.delete(
+        "/{name}/migration", status_code=204, responses=documented(404, 409, 422, 500, 501)
+    )
     async def abandon_migration(name: Name) -> None:
         """Drop the new encoder's vectors, before a cut-over; the collection stays as it is."""
         migrations, _ = _available(state)
@@ -110,9 +112,9 @@ def router(state: State) -> APIRouter:
 
 
 def _available(state: State) -> tuple[Migrations, Migrator]:
-    if not isinstance(state.store, Migrating) or state.migrator is None:
-        raise StoreError("this store does not move collections to other encoders")
-    return state.store.migrations, state.migrator
+    if state.migrator is None:
+        raise StoreUnsupported("this kind of store does not move collections to other encoders")
+    return state.migrator.migrations, state.migrator
 
 
 def _about(info: MigrationInfo, migrator: Migrator) -> MigrationDescription:
