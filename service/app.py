@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -129,6 +129,7 @@ def create_app(
             ),
         },
     )
+    _describe_keys(app)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -145,6 +146,24 @@ def create_app(
             max_age=600,
         )
     return app
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Say in the OpenAPI document that a key goes with requests, where there are keys."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        scheme = {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, where there are any",
+        }
+        document["components"]["securitySchemes"] = {"key": scheme}
+        document["security"] = [{"key": []}, {}]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 @asynccontextmanager

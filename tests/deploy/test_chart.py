@@ -35,7 +35,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "imagePullSecrets": [{"name": "registry"}],
         "settings": {"MEXMA_MAX_QUEUE_TOKENS": 131072, "MEXMA_DEMO": False},
         "tlsSecret": "certificate",
-        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "apiKeysSecret": "keys",
+        "tracing": {"endpoint": "http://collector:4318"},
+        "serviceMonitor": {
+            "enabled": True,
+            "labels": {"release": "prometheus"},
+            "apiKeySecret": "scraping",
+        },
         "prometheusRule": {"enabled": True},
         "dashboard": {"enabled": True},
         "networkPolicy": {
@@ -219,6 +225,7 @@ def test_alerts_and_dashboard_are_those_of_the_repository(tmp_path):
     (endpoint,) = resources["ServiceMonitor"]["spec"]["endpoints"]
     assert endpoint["port"] in {p["name"] for p in resources["Service"]["spec"]["ports"]}
     assert endpoint["path"] == "/metrics"
+    assert endpoint["authorization"]["credentials"] == {"name": "scraping", "key": "key"}
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,14 @@ def test_rules_name_roles_that_there_are():
     assert {role for _, _, role in RULES} <= {None, *ROLES}
 
 
+def test_the_api_s_own_documentation_asks_for_the_key(guarded):
+    document = guarded.client.get("/openapi.json").json()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    for (method, path), role in ROUTES.items():
+        answers = document["paths"][path][method.lower()]["responses"]
+        assert ({"401", "403"} <= set(answers)) == (role not in (None, "metrics")), path
+
+
 # Keys
 
 

@@ -49,6 +49,14 @@ spec:
         - name: MEXMA_COLLECTIONS
           value: "false"
         {{- end }}
+        {{- with .Values.apiKeysSecret }}
+        - name: MEXMA_API_KEYS_FILE
+          value: /run/mexma/keys/keys.json
+        {{- end }}
+        {{- with .Values.tracing.endpoint }}
+        - name: MEXMA_OTLP_ENDPOINT
+          value: {{ . | quote }}
+        {{- end }}
         {{- with .Values.tlsSecret }}
         - name: MEXMA_TLS_CERT
           value: /run/mexma/tls/tls.crt
@@ -88,6 +96,11 @@ spec:
           mountPath: /data
         - name: tmp
           mountPath: /tmp
+        {{- if .Values.apiKeysSecret }}
+        - name: keys
+          mountPath: /run/mexma/keys
+          readOnly: true
+        {{- end }}
         {{- if .Values.tlsSecret }}
         - name: tls
           mountPath: /run/mexma/tls
@@ -97,6 +110,12 @@ spec:
     - name: tmp # the language detector unpacks its model there, 65 MiB, at start
       emptyDir:
         sizeLimit: 256Mi
+    {{- with .Values.apiKeysSecret }}
+    - name: keys
+      secret:
+        secretName: {{ . }}
+        defaultMode: 0440
+    {{- end }}
     {{- with .Values.tlsSecret }}
     - name: tls
       secret:
