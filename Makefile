@@ -71,7 +71,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 # --group needs pip 25.1. The extra export brings torch.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -U 'pip>=25.1'
-	$(PIP) install -q -c constraints.txt -e '.[cpu,otel,export,evaluate]' --group dev
+	$(PIP) install -q -c constraints.txt -e '.[cpu,otel,export,evaluate,milvus]' --group dev
 	@touch $@ $(VENV)/.serve
 
 clean: ## remove what was installed and cached; collections stay

@@ -27,6 +27,7 @@ from service.audit import Audit
 from service.keys import KeyFile
 from service.settings import Settings
 from service.store.local import LocalStore
+from service.store.protocol import Store
 from service.tracing import Tracing
 
 log = logging.getLogger("mexma")
@@ -86,18 +87,7 @@ def serve(settings: Settings) -> None:
         OnnxEncoder(path, device=settings.device, threads=settings.threads)
         for path in (settings.model, *settings.further_models)
     )
-    try:
-        store = LocalStore(
-            settings.data_dir,
-            threads=encoder.session.threads,
-            index_memory_bytes=settings.index_memory_mb << 20,
-            recall_check_every=settings.recall_check_every,
-        )
-    except (OSError, StoreError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise StoreError(
-            f"MEXMA_DATA_DIR {settings.data_dir.absolute()} cannot hold collections: {reason}"
-        ) from error
+    store, place = _store(settings, encoder.session.threads)
     host, port = listener.getsockname()[:2]
     log.info(
         "serving %s on %s://%s:%s (%s), collections in %s",
@@ -106,7 +96,7 @@ def serve(settings: Settings) -> None:
         f"[{host}]" if ":" in host else host,
         port,
         settings.device,
-        settings.data_dir.absolute(),
+        place,
     )
     config = uvicorn.Config(
         create_app(
@@ -128,6 +118,33 @@ def serve(settings: Settings) -> None:
         **_tls(settings),
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _store(settings: Settings, threads: int) -> tuple[Store, str]:
+    """The store that the settings choose, and where it is."""
+    if settings.milvus_uri:
+        from service.store.milvus.store import MilvusStore  # noqa: PLC0415 - brings grpc
+
+        milvus = MilvusStore(
+            settings.milvus_uri,
+            token=settings.milvus_token.get_secret_value(),
+            database=settings.milvus_database,
+            timeout_s=settings.milvus_timeout_s,
+            index=settings.milvus_index,
+        )
+        return milvus, f"Milvus at {milvus.place}"
+    folder = settings.data_dir.absolute()
+    try:
+        store = LocalStore(
+            settings.data_dir,
+            threads=threads,
+            index_memory_bytes=settings.index_memory_mb << 20,
+            recall_check_every=settings.recall_check_every,
+        )
+    except (OSError, StoreError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(f"MEXMA_DATA_DIR {folder} cannot hold collections: {reason}") from error
+    return store, str(folder)
 
 
 def _tls(settings: Settings) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fastapi_swagger import patch_fastapi
 
 from mexma import __version__
 from mexma.encoder import Encoder
+from mexma.errors import StoreUnavailable
 from service import http_errors
 from service.access import Guard
 from service.audit import Audit
@@ -190,7 +191,10 @@ async def _start(state: State) -> None:
             await embedder.embed(["warm up"])
         if state.settings.demo and state.settings.collections:
             state.starting = "filling_demo"
-            await offer_demo(state)
+            try:
+                await offer_demo(state)
+            except StoreUnavailable as error:
+                log.error("no demo until the next start: %s", error)
     except Exception:
         state.starting = "start_failed"
         log.exception("the service could not start up and stays not ready")

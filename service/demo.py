@@ -7,7 +7,7 @@ import logging
 
 from tqdm import tqdm
 
-from mexma.errors import CollectionNotFound, DocumentNotFound, StoreError
+from mexma.errors import CollectionNotFound, DocumentNotFound, StoreError, StoreUnavailable
 from mexma.sample import Sentence, tatoeba_sample
 from service.caller import INTERNAL_BULK
 from service.state import State
@@ -32,6 +32,8 @@ async def offer_demo(state: State) -> None:
         found = await asyncio.to_thread(store.describe, NAME)
     except CollectionNotFound:
         pass
+    except StoreUnavailable:
+        raise
     except StoreError as error:
         log.error("no demo: %s; delete the collection %s to have it made again", error, NAME)
         return

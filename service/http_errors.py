@@ -43,6 +43,8 @@ TABLE: tuple[tuple[type[errors.MexmaError], Shape], ...] = (
     (errors.QuotaExceeded, Shape(429, "rate_limit_error", "Overloaded")),
     (errors.AuditError, Shape(500, "audit_error", "Backend")),
     (errors.DeadlineExceeded, Shape(504, "timeout_error", "Overloaded")),
+    (errors.StoreUnavailable, Shape(503, "store_error", "Overloaded")),
+    (errors.StoreUnsupported, Shape(501, "not_implemented_error", "Validation")),
     (errors.EngineError, Shape(500, "engine_error", "Backend")),
     (errors.StoreCorrupt, Shape(500, "store_error", "Backend")),
     (errors.StoreFailed, Shape(500, "store_error", "Backend")),
@@ -86,7 +88,8 @@ STATUS_MEANINGS = {
     422: "The request cannot be served as it is; the message names the item and the limit",
     429: "The client's quota of tokens is spent; Retry-After says when to come back",
     500: "The engine or the store failed; the service goes on",
-    503: "Full, or not ready; Retry-After says when to come back",
+    501: "The store that is configured cannot do this; the message says what can",
+    503: "Full, or the store does not answer; Retry-After says when to come back",
     504: "The deadline passed while waiting",
 }
 
@@ -100,6 +103,7 @@ def documented(*statuses: int, tei: bool = False) -> dict[int | str, dict[str, A
 BODY_ERRORS = (400, 408, 413, 415, 422)
 INFERENCE_ERRORS = (429, 500, 503, 504)
 ACCESS_ERRORS = (401, 403)
+STORE_ERRORS = (500, 503)
 
 
 def snake(name: str) -> str:
@@ -136,7 +140,7 @@ def for_exception(path: str, error: errors.MexmaError, param: str | None = None)
     """The response to one of our exceptions."""
     shape = next(shape for kind, shape in TABLE if isinstance(error, kind))
     headers = {}
-    if isinstance(error, errors.Overloaded | errors.QuotaExceeded):
+    if isinstance(error, errors.Overloaded | errors.QuotaExceeded | errors.StoreUnavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
     return error_response(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat
@@ -75,6 +75,36 @@ class Settings(BaseSettings):
         description="One in so many approximate searches is done exactly as well, after its answer, "
         "for `mexma_collection_recall`. Smaller notices a decline sooner and costs a full scan each "
         "time; 0 turns the gauge off.",
+    )
+    milvus_uri: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="Where collections live instead, if set: the address of a Milvus server, such as "
+        "http://milvus:19530. Several services may share one. MEXMA_DATA_DIR and the settings of "
+        "the index and its recall then mean nothing; docs/milvus.md says what else differs. Needs "
+        "the extra `milvus`.",
+    )
+    milvus_token: SecretStr = Field(
+        SecretStr(""),
+        description="What Milvus asks for: `user:password`, or an API key. It is never logged.",
+    )
+    milvus_database: str = Field(
+        "",
+        description="The database in Milvus, which must exist; empty is its default one. Services that "
+        "shall not see each other's collections take one each.",
+    )
+    milvus_index: Literal["FLAT", "HNSW"] = Field(
+        "FLAT",
+        description="The vector index of collections that are created from now on. FLAT compares every "
+        "vector that may be found, in Milvus's query nodes: exact, and slower with each document. HNSW "
+        "is a graph, approximate: fast where FLAT is too slow, it misses some neighbours, and `exact` is "
+        "refused where 16,384 documents or more match.",
+    )
+    milvus_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Time for one call of Milvus, repetitions included; then the request gets 503. Long "
+        "enough for the slowest search, and no longer than clients wait.",
     )
     host: str = Field(
         "127.0.0.1",

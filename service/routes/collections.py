@@ -12,7 +12,7 @@ from fastapi import APIRouter, Path, Query
 from mexma.errors import CollectionNotFound, FingerprintMismatch
 from service.collection_schemas import CollectionDescription, CollectionList, CollectionName
 from service.embedder import Embedder
-from service.http_errors import documented
+from service.http_errors import STORE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.state import State
 from service.store.protocol import CollectionInfo
@@ -31,14 +31,16 @@ def router(state: State) -> APIRouter:
     routes = APIRouter(route_class=JsonRoute, tags=["collections"], prefix=PREFIX)
     store = state.store
 
-    @routes.get("", response_model=CollectionList, responses=documented(500))
+    @routes.get("", response_model=CollectionList, responses=documented(*STORE_ERRORS))
     async def list_collections() -> CollectionList:
         """All collections."""
         infos = await asyncio.to_thread(store.list)
         return CollectionList(collections=[described(info) for info in infos])
 
     @routes.put(
-        "/{name}", response_model=CollectionDescription, responses=documented(409, 422, 500)
+        "/{name}",
+        response_model=CollectionDescription,
+        responses=documented(409, 422, *STORE_ERRORS),
     )
     async def create_collection(name: Name, model: Model = None) -> CollectionDescription:
         """Create a collection, or find that it exists already.
@@ -58,13 +60,15 @@ def router(state: State) -> APIRouter:
         )
 
     @routes.get(
-        "/{name}", response_model=CollectionDescription, responses=documented(404, 422, 500)
+        "/{name}",
+        response_model=CollectionDescription,
+        responses=documented(404, 422, *STORE_ERRORS),
     )
     async def describe_collection(name: Name) -> CollectionDescription:
         """One collection: how many documents, in which languages, by which encoder."""
         return described(await asyncio.to_thread(store.describe, name))
 
-    @routes.delete("/{name}", status_code=204, responses=documented(404, 422, 500))
+    @routes.delete("/{name}", status_code=204, responses=documented(404, 422, *STORE_ERRORS))
     async def drop_collection(name: Name) -> None:
         """Delete a collection with all its documents."""
         await asyncio.to_thread(store.drop, name)

@@ -23,7 +23,7 @@ from service.collection_schemas import (
     UpsertResponse,
 )
 from service.embedder import Embedded, Embedder
-from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented, snake
+from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, STORE_ERRORS, documented, snake
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
 from service.routes.collections import PREFIX, Name, with_encoder
@@ -63,7 +63,7 @@ def router(state: State) -> APIRouter:
     @routes.delete(
         "/{name}/documents",
         response_model=DeleteResponse,
-        responses=documented(*BODY_ERRORS, 404, 500),
+        responses=documented(*BODY_ERRORS, 404, *STORE_ERRORS),
     )
     async def delete_documents(name: Name, body: DeleteRequest) -> DeleteResponse:
         """Delete documents by id, or by language and metadata.
@@ -83,7 +83,7 @@ def router(state: State) -> APIRouter:
     @routes.post(
         "/{name}/documents/count",
         response_model=CountResponse,
-        responses=documented(*BODY_ERRORS, 404, 500),
+        responses=documented(*BODY_ERRORS, 404, *STORE_ERRORS),
     )
     async def count_documents(name: Name, body: SelectionRequest) -> CountResponse:
         """How many documents are in these languages and meet this condition."""
@@ -93,7 +93,7 @@ def router(state: State) -> APIRouter:
     @routes.post(
         "/{name}/documents/scroll",
         response_model=ScrollResponse,
-        responses=documented(*BODY_ERRORS, 404, 500),
+        responses=documented(*BODY_ERRORS, 404, *STORE_ERRORS),
     )
     async def scroll_documents(name: Name, body: ScrollRequest) -> ScrollResponse:
         """All documents page by page, in the order in which they were last written.
@@ -107,7 +107,9 @@ def router(state: State) -> APIRouter:
         return ScrollResponse(documents=documents, cursor=page.cursor)
 
     @routes.delete(
-        "/{name}/documents/{document_id:path}", status_code=204, responses=documented(404, 422, 500)
+        "/{name}/documents/{document_id:path}",
+        status_code=204,
+        responses=documented(404, 422, *STORE_ERRORS),
     )
     async def delete_document(name: Name, document_id: str) -> None:
         """Delete one document."""
@@ -117,7 +119,7 @@ def router(state: State) -> APIRouter:
     @routes.get(
         "/{name}/documents/{document_id:path}",
         response_model=DocumentOut,
-        responses=documented(404, 422, 500),
+        responses=documented(404, 422, *STORE_ERRORS),
     )
     async def get_document(name: Name, document_id: str) -> DocumentOut:
         """One document."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from mexma.errors import StoreUnavailable
 from service.embedder import Embedder
 from service.http_errors import ACCESS_ERRORS, documented
 from service.schemas import Live, Ready
@@ -62,8 +63,14 @@ def router(state: State) -> APIRouter:
     )
     async def show_metrics() -> Response:
         """Prometheus metrics."""
-        infos = await asyncio.to_thread(state.store.list)
         metrics = state.metrics
+        try:
+            infos = await asyncio.to_thread(state.store.list)
+        except StoreUnavailable:
+            infos = []  # the other metrics are the more needed now
+            metrics.store_up.set(0)
+        else:
+            metrics.store_up.set(1)
         with suppress(OSError):  # a disk that is gone is the store's to report
             disk = shutil.disk_usage(state.settings.data_dir)
             metrics.data_bytes.set(disk.total)

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mexma.errors import CollectionNotFound, DocumentNotFound, InputError, StoreCorrupt
-from service.store.admission import check_document, check_fingerprint, unit_vectors
+from service.store.admission import check_document, check_fingerprint, is_unicode, unit_vectors
 from service.store.approximate import Approximate
 from service.store.backups import Backups
 from service.store.caretaker import Caretaker
@@ -185,7 +185,7 @@ class Collection:
         return outcomes
 
     def delete(self, ids: Sequence[str]) -> Ids:
-        unique = [id for id in dict.fromkeys(ids) if _is_unicode(id)]
+        unique = [id for id in dict.fromkeys(ids) if is_unicode(id)]
         with self._writing:
             self._check_serving()
             with self._database.transaction() as transaction:
@@ -259,7 +259,7 @@ class Collection:
                 transaction.raise_numbers(last)
 
     def get(self, id: str) -> Document:
-        row = self._read(lambda: self._database.row(id)) if _is_unicode(id) else None
+        row = self._read(lambda: self._database.row(id)) if is_unicode(id) else None
         if row is None:
             raise DocumentNotFound(f"collection {self.name!r} holds no document {id[:80]!r}")
         return row.document()
@@ -413,15 +413,6 @@ class Collection:
                 self._closed = False
                 raise
             self.end()
-
-
-def _is_unicode(id: str) -> bool:
-    """Whether an id can be stored at all; one that cannot does not exist."""
-    try:
-        id.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _stacked(vectors: list[Vectors], dim: int) -> Vectors:

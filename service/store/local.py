@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from mexma.errors import (
-    CollectionExists,
     CollectionNotFound,
-    FingerprintMismatch,
     StoreCorrupt,
     StoreError,
     StoreFailed,
 )
 from service.store import backups
-from service.store.admission import check_dim, check_name
+from service.store.admission import check_dim, check_name, check_same
 from service.store.backups import Backups
 from service.store.collection import DATABASE, Collection, Means, StandsBeside
 from service.store.database import Database, Header
@@ -155,7 +153,7 @@ class LocalStore:
         with self._changing:
             self._check_open()
             if name in self._open or name in self._damaged:
-                return _same(self._collection(name).info(), dim, fingerprint)
+                return check_same(self._collection(name).info(), dim, fingerprint)
             self._open[name] = collection = self._created(name, dim, fingerprint)
             return collection.info()
 
@@ -340,19 +338,6 @@ class LocalStore:
     def _check_open(self) -> None:
         if self._lock < 0:
             raise StoreError(f"the store at {self.root} is closed")
-
-
-def _same(info: CollectionInfo, dim: int, fingerprint: str) -> CollectionInfo:
-    if info.fingerprint != fingerprint:
-        raise FingerprintMismatch(
-            f"collection {info.name!r} exists for encoder {info.fingerprint}, not {fingerprint}; "
-            "choose another name, or serve that encoder's model to use it",
-            expected=info.fingerprint,
-            found=fingerprint,
-        )
-    if info.dim != dim:
-        raise CollectionExists(f"collection {info.name!r} exists with dim {info.dim}, not {dim}")
-    return info
 
 
 def _again(error: StoreError) -> StoreError:

@@ -45,9 +45,20 @@ spec:
       env:
         - name: MEXMA_LOG_FORMAT
           value: json
-        {{- if eq .Values.mode "embeddings" }}
+        {{- if and (eq .Values.mode "replicas") (not .Values.milvus.uri) }}
         - name: MEXMA_COLLECTIONS
           value: "false"
+        {{- end }}
+        {{- with .Values.milvus.uri }}
+        - name: MEXMA_MILVUS_URI
+          value: {{ . | quote }}
+        {{- end }}
+        {{- with .Values.milvus.tokenSecret }}
+        - name: MEXMA_MILVUS_TOKEN
+          valueFrom:
+            secretKeyRef:
+              name: {{ . }}
+              key: token
         {{- end }}
         {{- with .Values.apiKeysSecret }}
         - name: MEXMA_API_KEYS_FILE
@@ -122,7 +133,7 @@ spec:
         secretName: {{ . }}
         defaultMode: 0440
     {{- end }}
-    {{- if eq .Values.mode "embeddings" }}
+    {{- if eq .Values.mode "replicas" }}
     - name: data
       emptyDir:
         sizeLimit: 1Gi
