@@ -19,8 +19,6 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access import Guard
-from service.audit import Audit
 from service.gate import Act, Gate
 from service.http_errors import error_response
 from service.logs import request_id as request_id_var
@@ -58,19 +56,19 @@ class RequestBorder:
         max_body_bytes: int,
         body_timeout_s: float,
         metrics: Metrics,
-        gate: Gate | None = None,
+        gate: Gate,
         shortcuts: Mapping[str, Shortcut] | None = None,
         access_log: bool = False,
         tracing: Tracing | None = None,
     ):
-        """gate: who may come in; everybody without. shortcuts: by path, what may answer a POST
-        before the framework is asked."""
+        """gate: who may come in; there is none without, so that no process that answers can be
+        without. shortcuts: by path, what may answer a POST before the framework is asked."""
         self.app = app
         self.shortcuts = shortcuts or {}
         self.max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
         self.metrics = metrics
-        self.gate = gate or Gate(Guard(None), Audit(None), metrics)
+        self.gate = gate
         self.access_log = access_log
         self.tracing = tracing
 
