@@ -215,7 +215,7 @@ class Collection:
                 for write in writes:
                     draft = _applied(write, transaction, draft, alone=len(writes) == 1)
                 changed = draft.settled().base
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 whatever it is, it is told to those it concerns
             # None of it happened. Perhaps one of them was to blame, as by filling the disk.
             for write in writes:
                 write.error = error

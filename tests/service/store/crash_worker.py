@@ -1,6 +1,6 @@
 """The process that `test_crash` kills: it writes, and says on stdout what was acknowledged.
 
-    python -m tests.service.store.crash_worker ROOT documents|collections ROUND
+    python -m tests.service.store.crash_worker ROOT documents|collections|together ROUND
     python -m tests.service.store.crash_worker ROOT steps
     python -m tests.service.store.crash_worker ROOT full BYTES
 
@@ -18,6 +18,7 @@ import sys
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -153,9 +154,28 @@ def make_everything_small() -> None:
     approximate.ADD_ROWS = 50
 
 
+def write_together(store: LocalStore, round_: int) -> None:
+    """Eight callers at once, whose writes share commits; each says what was acknowledged to it."""
+
+    def write(caller: int) -> None:
+        for n in range(10**9):
+            texts = [f"{caller} wrote {n} in round {round_}"] * 5
+            documents = [
+                Document(f"c{caller}d{i}", t, "en", {"text": t}) for i, t in enumerate(texts)
+            ]
+            store.upsert("c", documents, np.array([vector_of(t) for t in texts]), PRINT)
+            os.write(1, f"{caller} {n}\n".encode())
+
+    store.create("c", DIM, PRINT)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+
+
 def main(root: Path, what: str, round_: int) -> None:
     store = LocalStore(root, threads=1)
     print("open", flush=True)
+    if what == "together":
+        write_together(store, round_)
     if what == "documents":
         store.create("c", DIM, PRINT)
         for n, (put, gone) in enumerate(writes(round_)):

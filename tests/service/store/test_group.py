@@ -28,7 +28,9 @@ Write = Callable[[LocalStore], Any]
 def put(*texts: str, **metadata: Any) -> Write:
     """Upsert documents given as "id: text"."""
     documents = [Document(t.partition(":")[0], t, "en", metadata) for t in texts]
-    return lambda store: store.upsert("a", documents, np.array([vector_of(t) for t in texts]), PRINT)
+    return lambda store: store.upsert(
+        "a", documents, np.array([vector_of(t) for t in texts]), PRINT
+    )
 
 
 def gone(*ids: str) -> Write:
@@ -196,7 +198,9 @@ def test_a_commit_that_fails_is_tried_for_each_alone(tmp_path, monkeypatch):
     # The first commit is that of all, the third that of the second write alone.
     assert [f.exception() is None for f in futures] == [True, False, True, True]
     monkeypatch.undo()
-    assert {f"n{i}" for i in (0, 2, 3)} < {d.id for d in store.scroll("a", Selection(), 99).documents}
+    assert {f"n{i}" for i in (0, 2, 3)} < {
+        d.id for d in store.scroll("a", Selection(), 99).documents
+    }
     with pytest.raises(MexmaError):
         store.get("a", "n1")
     store.close()
