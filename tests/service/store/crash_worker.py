@@ -2,6 +2,7 @@
 
     python -m tests.service.store.crash_worker ROOT documents|collections|together ROUND
     python -m tests.service.store.crash_worker ROOT steps
+    python -m tests.service.store.crash_worker ROOT acts ROUND [FAULT]
     python -m tests.service.store.crash_worker ROOT full BYTES
 
 A document's vector follows from its text, so that whoever finds it can tell whether they belong
@@ -14,6 +15,8 @@ import os
 import random
 import resource
 import signal
+import sqlite3
+import stat
 import sys
 import traceback
 import zlib
@@ -25,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from mexma.errors import StoreFailed
-from service.store import approximate, caretaker, index, planner, steps
+from service.store import approximate, caretaker, database, index, planner, steps
 from service.store.local import LocalStore
 from service.store.protocol import Document, Query
 
@@ -118,6 +121,30 @@ def serve(root: Path) -> None:
         os.write(1, f"{'killed' if killed else ended}\n".encode())
 
 
+def disturb(fault: str) -> None:
+    """Leave out something that makes writes durable, so that a test can be seen to notice."""
+    fsync = os.fsync
+
+    def unless(unwanted: Callable[[int], bool]) -> None:
+        os.fsync = lambda fd: None if unwanted(os.fstat(fd).st_mode) else fsync(fd)
+
+    if fault == "databases not synced":
+        connect = database._connect
+
+        def careless(path: Path, mode: str) -> sqlite3.Connection:
+            connection = connect(path, mode)
+            connection.execute("PRAGMA synchronous = OFF")
+            return connection
+
+        database._connect = careless
+    elif fault == "directories not synced":
+        unless(stat.S_ISDIR)
+    elif fault == "files not synced":
+        unless(stat.S_ISREG)
+    else:
+        raise ValueError(fault)
+
+
 def fill_until_full(root: Path, limit_bytes: int) -> None:
     """Write, build and back up under a limit on the size of files; say what was acknowledged."""
     make_everything_small()
@@ -195,7 +222,13 @@ def main(root: Path, what: str, round_: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[2] == "full":
+    if sys.argv[2] == "acts":
+        make_everything_small()
+        for fault in sys.argv[4:]:
+            disturb(fault)
+        act(Path(sys.argv[1]), int(sys.argv[3]))
+        os._exit(0)  # as a kill: nothing is tidied up
+    elif sys.argv[2] == "full":
         fill_until_full(Path(sys.argv[1]), int(sys.argv[3]))
     elif sys.argv[2] == "steps":
         serve(Path(sys.argv[1]))
