@@ -191,9 +191,10 @@ class Disk:
         self._open[descriptor] = found
 
     def _place(self, path: bytes) -> tuple[Directory, str]:
-        parent = self._found(os.path.dirname(path))
+        place = Path(path.decode())
+        parent = self._found(bytes(place.parent))
         assert isinstance(parent, Directory)
-        return parent, os.path.basename(path).decode()
+        return parent, place.name
 
     def _found(self, path: bytes) -> File | Directory:
         here: File | Directory = self._top
