@@ -8,8 +8,10 @@ import os
 import re
 import signal
 import socket
+import ssl
 import sys
 import textwrap
+from typing import Any
 
 import uvicorn
 from pydantic import ValidationError
@@ -18,9 +20,12 @@ from mexma import __version__
 from mexma.encoder import OnnxEncoder
 from mexma.errors import InstallationError, MexmaError, StoreError
 from mexma.installation import check_installation
+from service import logs
 from service.app import create_app
 from service.settings import Settings
 from service.store.local import LocalStore
+from service.store.protocol import Store
+from service.tracing import Tracing
 
 log = logging.getLogger("mexma")
 
@@ -54,9 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def serve(settings: Settings) -> None:
     """Build the app from `settings` and run it. Raises MexmaError when it cannot start."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(settings.log_level, settings.log_format)
     # uvicorn's own lines repeat what is said here.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
     for package, distribution in check_installation().items():
@@ -64,39 +67,84 @@ def serve(settings: Settings) -> None:
     # The tokenizer's own threads would compete with the engine's: texts of one request are
     # tokenised by one thread, requests by two.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tracing = (
+        Tracing(settings.otlp_endpoint, sample=settings.trace_sample)
+        if settings.otlp_endpoint
+        else None
+    )
     listener = _listen(settings.host, settings.port)
-    encoder = OnnxEncoder(settings.model, device=settings.device, threads=settings.threads)
-    try:
-        store = LocalStore(
-            settings.data_dir,
-            threads=encoder.session.threads,
-            index_memory_bytes=settings.index_memory_mb << 20,
-            recall_check_every=settings.recall_check_every,
-        )
-    except (OSError, StoreError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise StoreError(
-            f"MEXMA_DATA_DIR {settings.data_dir.absolute()} cannot hold collections: {reason}"
-        ) from error
+    encoder, *further = (
+        OnnxEncoder(path, device=settings.device, threads=settings.threads)
+        for path in (settings.model, *settings.further_models)
+    )
+    store, place = _store(settings, encoder.session.threads)
     host, port = listener.getsockname()[:2]
     log.info(
-        "serving %s on http://%s:%s (%s), collections in %s",
-        encoder.manifest.name,
+        "serving %s on %s://%s:%s (%s), collections in %s",
+        ", ".join(e.manifest.name for e in (encoder, *further)),
+        "https" if settings.tls_cert else "http",
         f"[{host}]" if ":" in host else host,
         port,
         settings.device,
-        settings.data_dir.absolute(),
+        place,
     )
     config = uvicorn.Config(
-        create_app(settings, encoder=encoder, store=store),
+        create_app(settings, encoder=encoder, store=store, further=further, tracing=tracing),
         loop="uvloop",
         http="httptools",
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=KEEP_ALIVE_S,
+        server_header=False,
+        **_tls(settings),
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _store(settings: Settings, threads: int) -> tuple[Store, str]:
+    """The store that the settings choose, and where it is."""
+    if settings.milvus_uri:
+        from service.store.milvus.store import MilvusStore  # noqa: PLC0415 - brings grpc
+
+        milvus = MilvusStore(
+            settings.milvus_uri,
+            token=settings.milvus_token.get_secret_value(),
+            database=settings.milvus_database,
+            timeout_s=settings.milvus_timeout_s,
+            index=settings.milvus_index,
+        )
+        return milvus, f"Milvus at {milvus.place}"
+    folder = settings.data_dir.absolute()
+    try:
+        store = LocalStore(
+            settings.data_dir,
+            threads=threads,
+            index_memory_bytes=settings.index_memory_mb << 20,
+            recall_check_every=settings.recall_check_every,
+        )
+    except (OSError, StoreError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(f"MEXMA_DATA_DIR {folder} cannot hold collections: {reason}") from error
+    return store, str(folder)
+
+
+def _tls(settings: Settings) -> dict[str, Any]:
+    """uvicorn's arguments for HTTPS. Raises InstallationError when the files cannot be used."""
+    if settings.tls_cert is None and settings.tls_key is None:
+        return {}
+    if settings.tls_cert is None or settings.tls_key is None:
+        raise InstallationError("MEXMA_TLS_CERT and MEXMA_TLS_KEY go together; one of them is set")
+    try:
+        # The password is given so that an encrypted key is refused instead of asked about.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except OSError as error:  # SSLError is one
+        raise InstallationError(
+            f"MEXMA_TLS_CERT {settings.tls_cert} and MEXMA_TLS_KEY {settings.tls_key} cannot be "
+            f"used: {error.strerror or error}"
+        ) from error
+    return {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}
 
 
 def _listen(host: str, port: int) -> socket.socket:

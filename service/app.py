@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import cast
 
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
 
 from mexma import __version__
 from mexma.encoder import Encoder
+from mexma.errors import StoreUnavailable
 from service import http_errors
 from service.demo import offer_demo
-from service.embedder import Embedder
+from service.encoders import Encoders
+from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder
@@ -32,9 +36,12 @@ from service.routes import (
     snapshots,
     tei,
 )
+from service.schemas import EmbeddingRequest, TeiEmbedRequest
 from service.settings import Settings
+from service.shortcut import shortcut
 from service.state import State
 from service.store.protocol import Store
+from service.tracing import TracedStore, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -50,24 +57,28 @@ def create_app(
     encoder: Encoder,
     store: Store,
     detector: LanguageDetector | None = None,
+    further: Sequence[Encoder] = (),
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The service as an ASGI application.
 
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
     store: where collections live; the app closes it when it shuts down. detector: names the
-    language of a text that comes without one.
+    language of a text that comes without one. further: encoders served beside the default one,
+    for collections that are theirs. tracing: where traces go; the app closes it, too.
     """
     metrics = Metrics()
-    metrics.encoder.labels(encoder.manifest.name, encoder.fingerprint).set(1)
     state = State(
         settings=settings,
-        encoder=encoder,
-        store=store,
-        embedder=Embedder(encoder, settings, metrics),
+        encoders=Encoders([encoder, *further], settings, metrics),
+        store=cast(Store, TracedStore(store)) if tracing else store,
         detector=detector or LanguageDetector(),
         metrics=metrics,
         starting="starting",
     )
+    meter = LanguageMeter(state.detector, metrics, every=settings.language_sample_every)
+    for embedder in state.encoders:
+        embedder.language_meter = meter
     app = FastAPI(
         title="mexma",
         version=__version__,
@@ -76,12 +87,15 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         strict_content_type=False,  # JsonRoute answers 415 itself
-        lifespan=lambda _: _lifespan(state),
+        lifespan=lambda _: _lifespan(state, tracing),
     )
+    app.state.client_header = settings.client_header
+    app.state.embedder = state.encoders.default
     http_errors.install(app)
     app.include_router(embeddings.router(state))
-    for routes in (collections, documents, search, snapshots):
-        app.include_router(routes.router(state))
+    if settings.collections:
+        for routes in (collections, documents, search, snapshots):
+            app.include_router(routes.router(state))
     app.include_router(tei.router(state))
     app.include_router(health.router(state))
     app.include_router(page.router())
@@ -91,14 +105,26 @@ def create_app(
         RequestBorder,
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
+        access_log=settings.access_log,
+        tracing=tracing,
         metrics=metrics,
+        shortcuts={
+            "/v1/embeddings": shortcut(
+                EmbeddingRequest,
+                partial(embeddings.answer, state),
+                client_header=settings.client_header,
+            ),
+            "/embed": shortcut(
+                TeiEmbedRequest, partial(tei.answer, state), client_header=settings.client_header
+            ),
+        },
     )
     return app
 
 
 @asynccontextmanager
-async def _lifespan(state: State) -> AsyncIterator[None]:
-    state.embedder.batcher.start()
+async def _lifespan(state: State, tracing: Tracing | None) -> AsyncIterator[None]:
+    state.encoders.start()
     starting = asyncio.create_task(_start(state), name="start")
     try:
         yield
@@ -106,21 +132,29 @@ async def _lifespan(state: State) -> AsyncIterator[None]:
         starting.cancel()
         with suppress(asyncio.CancelledError):
             await starting
-        await state.embedder.stop()
+        await state.encoders.stop()
         await asyncio.to_thread(state.store.close)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
 
 async def _start(state: State) -> None:
     """What happens while the port is already open; ready turns on at the end."""
     try:
         await asyncio.to_thread(state.detector.detect, "warm up")
-        await state.embedder.embed(["warm up"])
-        if state.settings.demo:
+        for embedder in state.encoders:
+            await embedder.embed(["warm up"])
+        if state.settings.demo and state.settings.collections:
             state.starting = "filling_demo"
-            await offer_demo(state)
+            try:
+                await offer_demo(state)
+            except StoreUnavailable as error:
+                log.error("no demo until the next start: %s", error)
     except Exception:
         state.starting = "start_failed"
         log.exception("the service could not start up and stays not ready")
         return
     state.starting = None
-    log.info("ready: %s, fingerprint %s", state.encoder.manifest.name, state.encoder.fingerprint)
+    for embedder in state.encoders:
+        encoder = embedder.encoder
+        log.info("ready: %s, fingerprint %s", encoder.manifest.name, encoder.fingerprint)

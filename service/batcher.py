@@ -1,43 +1,49 @@
 """From many callers' sequences to batches on one engine, and back.
 
-A batch is formed the moment the engine is free, from what waits then: the oldest sequence
-and those nearest to it in length, up to a budget of padded tokens. Nobody waits for a timer.
+A batch is formed the moment the engine is free, from what waits then, by the engine's own thread:
+it never waits for the event loop between two batches. Which sequences those are, `lanes` says.
+Nobody waits for a timer.
 
 Promises, each attacked in `tests/service/test_batcher.py`:
 - every caller gets a result or an error, whatever happens to its neighbours in a batch: when
   a batch fails, its sequences are run again one by one, and only the guilty fail;
-- a cancelled caller's sequences leave the queue, or are dropped if they are running;
-- the waiting tokens are bounded; beyond that callers are refused and told when to come back.
+- a cancelled caller's sequences leave the queue, or are dropped if they are running, and what
+  is past its deadline is not run;
+- the waiting tokens are bounded; beyond that callers are refused and told when to come back,
+  those who hold most of the queue before those who hold little.
 
-Refuses to know: text, HTTP, models. Lives on one event loop; the engine runs in a thread.
+Refuses to know: text, HTTP, models. Callers live on one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma.batching import take_batch
-from mexma.errors import EngineError, NonFiniteVector, Overloaded
+from mexma.errors import DeadlineExceeded, EngineError, NonFiniteVector, Overloaded
+from service.cache import VectorCache
+from service.cost import BatchCost
+from service.lanes import Entry, Lane, Lanes, entries_by_receiver
 
+log = logging.getLogger(__name__)
 Run = Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]
 
-# Length grouping looks at this many of the oldest waiting sequences: enough to fill any batch
-# with near-equal lengths, and it bounds the sorting to well under a millisecond.
-LOOKAHEAD = 512
+# While a light interactive client is about, others' batches take at most this many times as long
+# as its own would alone: it waits for one of them at most, so its time at most doubles.
+PATIENCE = 1.0
 
 
 class BatchObserver(Protocol):
-    """Told of what happens, for metrics."""
+    """Told of what happens, for metrics; on the event loop."""
 
     def batch_done(
         self, *, items: int, tokens: int, padded_tokens: int, seconds: float
@@ -45,10 +51,10 @@ class BatchObserver(Protocol):
 
     def batch_failed(self, *, items: int) -> None: ...
 
-    def queue_changed(self, *, items: int, tokens: int) -> None: ...
+    def spared(self, *, cached: int, joined: int) -> None: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One caller's sequences on their way.
 
@@ -60,18 +66,25 @@ class Job:
     count: int
     future: asyncio.Future[None]
     submitted: float
+    deadline: float | None = None
     vectors: NDArray[np.float32] | None = None
     errors: dict[int, EngineError] = field(default_factory=dict)
     queue_s: float | None = None
     inference_s: float = 0.0
     remaining: int = 0
+    entries: list[Entry] = field(default_factory=list)
+    last_batch: object = None
 
 
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    job: Job
-    index: int
-    ids: NDArray[np.int64]
+@dataclass(slots=True)
+class _Outcome:
+    """What became of a batch: vectors `[n, dim]`, or why there are none."""
+
+    batch: list[Entry]
+    started: float
+    seconds: float
+    vectors: NDArray[np.float32] | None = None
+    error: Exception | None = None
 
 
 class Batcher:
@@ -85,200 +98,299 @@ class Batcher:
         max_batch_items: int,
         max_queue_tokens: int,
         observer: BatchObserver | None = None,
+        cache: VectorCache | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         """run: sequences (each int64 `[length]`) to vectors float32 `[n, dim]`, blocking."""
         self._run = run
-        self._max_batch_tokens = max_batch_tokens
-        self._max_batch_items = max_batch_items
         self._max_queue_tokens = max_queue_tokens
         self._observer = observer
-        self._queue: dict[_Waiting, None] = {}  # ordered by arrival; O(1) removal
-        self._arrived = asyncio.Event()
-        self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._worker: asyncio.Task[None] | None = None
+        self._cache = cache
+        self._clock = clock
+        self._lanes = Lanes(max_batch_tokens=max_batch_tokens, max_batch_items=max_batch_items)
+        self._arrived = threading.Condition()  # guards the lanes
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._worker: threading.Thread | None = None
         self._running_since: float | None = None
-        self.queued_tokens = 0
-        self.tokens_per_s = 1000.0  # a guess until the first batch has been timed
+        self._alone_tokens = 32.0  # of an interactive request, on average
+        self.cost = BatchCost()
         self.last_failure: str | None = None
 
     @property
     def queued_items(self) -> int:
-        return len(self._queue)
+        return self._lanes.items
+
+    @property
+    def queued_tokens(self) -> int:
+        return self._lanes.tokens
+
+    @property
+    def cached_bytes(self) -> int:
+        return self._cache.bytes if self._cache is not None else 0
 
     @property
     def alive(self) -> bool:
-        """Is there a worker that takes batches?"""
-        return self._worker is not None and not self._worker.done()
+        """Is there a thread that takes batches?"""
+        return self._worker is not None and self._worker.is_alive()
 
     def running_s(self) -> float:
         """How long the batch now on the engine has been running; 0 if none is."""
         since = self._running_since
-        return 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None else self._clock() - since
 
     def start(self) -> None:
-        """Begin taking batches, on the running event loop."""
-        self._worker = asyncio.get_running_loop().create_task(self._work(), name="batcher")
+        """Begin taking batches, for callers on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._worker.start()
 
     async def stop(self) -> None:
         """Stop taking batches; whoever still waits gets an EngineError."""
-        if self._worker is not None:
-            self._worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._worker
-        for waiting in list(self._queue):
-            self._fail(waiting, EngineError("the service is shutting down"))
-        self._engine.shutdown(wait=False, cancel_futures=True)
+        with self._arrived:
+            self._stopping = True
+            entries = self._lanes.clear()
+            self._arrived.notify()
+        self._fail(entries, EngineError("the service is shutting down"))
+        if self._worker is not None:  # an engine that hangs must not keep the process
+            await asyncio.to_thread(self._worker.join, 1)
 
-    async def submit(self, sequences: Sequence[NDArray[np.int64]]) -> Job:
+    async def submit(
+        self,
+        sequences: Sequence[NDArray[np.int64]],
+        *,
+        lane: Lane = "interactive",
+        client: Hashable = None,
+        deadline: float | None = None,
+    ) -> Job:
         """Run `sequences` and return the finished job.
 
-        Raises Overloaded when the queue is full. Failures of single sequences are in
-        `Job.errors`, not raised. If the caller is cancelled, its sequences leave the queue.
+        client: between whom the engine is shared evenly. deadline: a time of the clock after
+        which what still waits is not run. Raises Overloaded when the queue is full, and
+        DeadlineExceeded. Failures of single sequences are in `Job.errors`, not raised. If the
+        caller is cancelled, its sequences leave the queue.
         """
-        tokens = sum(len(s) for s in sequences)
-        if self._queue and self.queued_tokens + tokens > self._max_queue_tokens:
-            raise Overloaded(
-                f"the queue holds {self.queued_tokens} tokens and {tokens} more would exceed its "
-                f"limit of {self._max_queue_tokens}; retry later",
-                retry_after_s=self.queued_tokens / self.tokens_per_s,
-            )
-        job = Job(
-            count=len(sequences),
-            future=asyncio.get_running_loop().create_future(),
-            submitted=time.monotonic(),
-            remaining=len(sequences),
-        )
-        if not sequences:
-            return job
-        items = [_Waiting(job, index, ids) for index, ids in enumerate(sequences)]
-        for item in items:
-            self._queue[item] = None
-        self.queued_tokens += tokens
-        self._changed()
-        self._arrived.set()
+        job = self.enqueue(sequences, lane=lane, client=client, deadline=deadline)
         try:
-            await job.future
+            if job.remaining:
+                await job.future
         finally:
             if job.remaining:
-                for item in items:
-                    self._remove(item)
-                self._changed()
+                self.withdraw(job)
         return job
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._arrived.wait()
-            batch = self._take()
-            if not batch:
-                self._arrived.clear()
-                continue
-            await self._run_batch(loop, batch)
-
-    def _take(self) -> list[_Waiting]:
-        candidates = list(islice(self._queue, LOOKAHEAD))
-        if not candidates:
-            return []
-        chosen = take_batch(
-            [len(c.ids) for c in candidates],
-            0,
-            max_tokens=self._max_batch_tokens,
-            max_items=self._max_batch_items,
+    def enqueue(
+        self,
+        sequences: Sequence[NDArray[np.int64]],
+        *,
+        lane: Lane = "interactive",
+        client: Hashable = None,
+        deadline: float | None = None,
+    ) -> Job:
+        """As `submit`, without waiting: `Job.future` says when the job is finished."""
+        if self._loop is None:
+            raise RuntimeError("the batcher has not been started")
+        now = self._clock()
+        job = Job(
+            len(sequences), self._loop.create_future(), now, deadline, remaining=len(sequences)
         )
-        batch = [candidates[i] for i in chosen]
-        for item in batch:
-            self._remove(item)
-        self._changed()
-        return batch
+        wanted = self._from_cache(job, sequences)
+        joined = 0
+        with self._arrived:
+            tokens = sum(len(sequences[i]) for i in wanted)
+            self._admit(tokens, client)
+            if self._stopping:
+                raise EngineError("the service is shutting down")
+            for i in wanted:
+                entry = self._lanes.add(sequences[i], (job, i), lane=lane, client=client, now=now)
+                job.entries.append(entry)
+                joined += len(entry.receivers) > 1
+            if wanted:
+                self._arrived.notify()
+        if lane == "interactive" and tokens:
+            self._alone_tokens += 0.05 * (tokens - self._alone_tokens)
+        if self._observer and (joined or self._cache):
+            self._observer.spared(cached=len(sequences) - len(wanted), joined=joined)
+        if not sequences:
+            job.future.set_result(None)
+        return job
 
-    async def _run_batch(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting]) -> None:
-        started = time.monotonic()
-        for item in batch:
-            if item.job.queue_s is None:
-                item.job.queue_s = started - item.job.submitted
-        try:
-            vectors = await self._on_engine(loop, batch)
-        except asyncio.CancelledError:
-            for item in batch:
-                self._fail(item, EngineError("the service is shutting down"))
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever the engine raises, the next batch runs
-            await self._after_failure(loop, batch, error)
-            return
-        self.last_failure = None
-        self._distribute(batch, vectors, time.monotonic() - started)
+    def withdraw(self, job: Job) -> None:
+        """Nobody waits for `job` any more."""
+        with self._arrived:
+            for entry in job.entries:
+                self._lanes.leave(entry, job)
 
-    async def _after_failure(
-        self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting], error: Exception
-    ) -> None:
-        """Find the guilty by running each sequence alone, or name it when it is alone."""
-        if self._observer:
-            self._observer.batch_failed(items=len(batch))
-        if len(batch) > 1:
-            for item in batch:
-                if not item.job.future.done():
-                    await self._run_batch(loop, [item])
-            return
-        self.last_failure = f"{type(error).__name__}: {error}"
-        if not isinstance(error, EngineError):
-            error = EngineError(f"inference failed: {type(error).__name__}")
-        self._fail(batch[0], error)
-
-    def _distribute(
-        self, batch: list[_Waiting], vectors: NDArray[np.float32], seconds: float
-    ) -> None:
-        tokens = sum(len(item.ids) for item in batch)
-        padded = len(batch) * max(len(item.ids) for item in batch)
-        self.tokens_per_s += 0.2 * (tokens / max(seconds, 1e-6) - self.tokens_per_s)
-        if self._observer:
-            self._observer.batch_done(
-                items=len(batch), tokens=tokens, padded_tokens=padded, seconds=seconds
-            )
-        for job in {id(item.job): item.job for item in batch}.values():
-            job.inference_s += seconds
-        for item, vector in zip(batch, vectors, strict=True):
-            if np.isfinite(vector).all():
-                self._deliver(item, vector)
+    def _from_cache(self, job: Job, sequences: Sequence[NDArray[np.int64]]) -> Sequence[int]:
+        """Answer what the cache holds; the indices of the rest."""
+        if not self._cache:
+            return range(len(sequences))
+        wanted = []
+        for i, ids in enumerate(sequences):
+            found = self._cache.get(self._cache.key(ids))
+            if found is None:
+                wanted.append(i)
             else:
-                self._fail(item, NonFiniteVector("inference gave a vector that is not finite"))
+                self._deliver(job, i, found)
+        return wanted
 
-    async def _on_engine(
-        self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting]
-    ) -> NDArray[np.float32]:
-        self._running_since = time.monotonic()
+    def _admit(self, tokens: int, client: Hashable) -> None:
+        """Raises Overloaded. A client that has nothing waiting in an empty queue is always taken.
+
+        When the queue is full, a client may still have its share of half of it: one that sends
+        too much fills the queue for itself, not for the others.
+        """
+        waiting, limit = self._lanes.tokens, self._max_queue_tokens
+        if not waiting or waiting + tokens <= limit:
+            return
+        own = self._lanes.tokens_of(client)
+        share = limit / 2 / (self._lanes.clients() + (own == 0))
+        if own + tokens <= share and waiting + tokens <= 2 * limit:
+            return
+        raise Overloaded(
+            f"the queue holds {waiting} tokens and {tokens} more would exceed its "
+            f"limit of {limit}; retry later",
+            retry_after_s=waiting / self.cost.tokens_per_s,
+        )
+
+    # The engine's thread
+
+    def _work(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            if not batch:
+                continue
+            outcome = self._attempt(batch)
+            self._report(outcome)
+            if outcome.error is not None and len(batch) > 1:
+                # find the guilty by running each sequence alone
+                for entry in batch:
+                    if entry.receivers and not self._stopping:
+                        self._report(self._attempt([entry]))
+
+    def _next_batch(self) -> list[Entry] | None:
+        """Wait for work; None when the batcher stops, empty when all of it was too late."""
+        with self._arrived:
+            while not self._lanes.items and not self._stopping:
+                self._arrived.wait()
+            if self._stopping:
+                return None
+            now = self._clock()
+            batch = self._lanes.take(now, quantum=self._quantum())
+        late = [
+            entry
+            for entry in batch
+            if all(job.deadline is not None and job.deadline < now for job, _ in entry.receivers)
+        ]
+        if late:
+            self._on_loop(self._expire, late)
+        return [entry for entry in batch if entry not in late] if late else batch
+
+    def _quantum(self) -> float:
+        """Tokens of a batch that takes PATIENCE times as long as an interactive request alone."""
+        return self.cost.tokens_within(PATIENCE * self.cost.seconds(self._alone_tokens))
+
+    def _attempt(self, batch: list[Entry]) -> _Outcome:
+        self._running_since = started = self._clock()
         try:
-            vectors = await loop.run_in_executor(
-                self._engine, self._run, [item.ids for item in batch]
-            )
+            vectors = self._run([entry.ids for entry in batch])
+            seconds = self._clock() - started
+            if vectors.ndim != 2 or len(vectors) != len(batch):
+                raise EngineError(f"expected {len(batch)} vectors, got shape {vectors.shape}")
+            return _Outcome(batch, started, seconds, vectors)
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises, the next batch runs
+            return _Outcome(batch, started, self._clock() - started, error=error)
         finally:
             self._running_since = None
-        if vectors.ndim != 2 or len(vectors) != len(batch):
-            raise EngineError(f"expected {len(batch)} vectors, got shape {vectors.shape}")
-        return vectors
 
-    def _deliver(self, item: _Waiting, vector: NDArray[np.float32]) -> None:
-        job = item.job
+    def _report(self, outcome: _Outcome) -> None:
+        if outcome.vectors is not None:
+            tokens = len(outcome.batch) * max(map(len, outcome.batch))
+            self.cost.observe(tokens, outcome.seconds)
+        self._on_loop(self._settle_batch, outcome)
+
+    def _on_loop(self, what: Callable[..., None], *arguments: object) -> None:
+        if self._loop is None:
+            return
+        with suppress(RuntimeError):  # the loop has closed: nobody waits
+            self._loop.call_soon_threadsafe(what, *arguments)
+
+    # Back on the event loop
+
+    def _settle_batch(self, outcome: _Outcome) -> None:
+        if outcome.vectors is not None:
+            self._settle_vectors(outcome, outcome.vectors)
+            return
+        if self._observer:
+            self._observer.batch_failed(items=len(outcome.batch))
+        if len(outcome.batch) > 1:
+            return  # each runs again alone
+        error = outcome.error
+        self.last_failure = f"{type(error).__name__}: {error}"
+        log.warning("inference failed: %s", self.last_failure[:500])
+        if not isinstance(error, EngineError):
+            error = EngineError(f"inference failed: {type(error).__name__}")
+        self._fail(outcome.batch, error)
+
+    def _settle_vectors(self, outcome: _Outcome, vectors: NDArray[np.float32]) -> None:
+        batch = outcome.batch
+        self.last_failure = None
+        if self._observer:
+            tokens = sum(map(len, batch))
+            padded = len(batch) * max(map(len, batch))
+            self._observer.batch_done(
+                items=len(batch), tokens=tokens, padded_tokens=padded, seconds=outcome.seconds
+            )
+        finite: list[bool] = np.logical_and.reduce(np.isfinite(vectors), axis=1).tolist()
+        if not all(finite):
+            bad = [entry for entry, good in zip(batch, finite, strict=True) if not good]
+            self._fail(bad, NonFiniteVector("inference gave a vector that is not finite"))
+        with self._arrived:
+            self._lanes.finish(batch)
+        if self._cache:
+            for entry, vector, good in zip(batch, vectors, finite, strict=True):
+                if good:
+                    self._cache.put(self._cache.key(entry.ids), vector)
+        timed: Job | None = None
+        for job, index, position in entries_by_receiver(batch):
+            if job is not timed:  # a job's sequences mostly lie side by side
+                timed = job
+                self._time(job, outcome)
+            self._deliver(job, index, vectors[position])
+
+    def _time(self, job: Job, outcome: _Outcome) -> None:
+        if job.last_batch is outcome:
+            return
+        job.last_batch = outcome
+        job.inference_s += outcome.seconds
+        if job.queue_s is None:
+            job.queue_s = max(0.0, outcome.started - job.submitted)
+
+    def _deliver(self, job: Job, index: int, vector: NDArray[np.float32]) -> None:
         if job.vectors is None:
             job.vectors = np.zeros((job.count, len(vector)), np.float32)
-        job.vectors[item.index] = vector
-        self._settle(job)
+        job.vectors[index] = vector
+        self._count_down(job)
 
-    def _fail(self, item: _Waiting, error: EngineError) -> None:
-        # Each sequence has an error object of its own, so that each can name its item.
-        own = type(error)(f"item {item.index}: {error}", item=item.index)
-        item.job.errors[item.index] = own
-        self._settle(item.job)
+    def _fail(self, entries: list[Entry], error: EngineError) -> None:
+        with self._arrived:
+            self._lanes.finish(entries)
+        for job, index, _ in entries_by_receiver(entries):
+            # Each sequence has an error object of its own, so that each can name its item.
+            job.errors[index] = type(error)(f"item {index}: {error}", item=index)
+            self._count_down(job)
+        for entry in entries:
+            entry.receivers = []
 
-    def _settle(self, job: Job) -> None:
+    def _expire(self, entries: list[Entry]) -> None:
+        with self._arrived:
+            self._lanes.finish(entries)
+        for job, _, _ in entries_by_receiver(entries):
+            if not job.future.done():
+                job.future.set_exception(
+                    DeadlineExceeded("the deadline passed while the request waited")
+                )
+
+    def _count_down(self, job: Job) -> None:
         job.remaining -= 1
         if job.remaining == 0 and not job.future.done():
             job.future.set_result(None)
-
-    def _remove(self, item: _Waiting) -> None:
-        if item in self._queue:
-            del self._queue[item]
-            self.queued_tokens -= len(item.ids)
-
-    def _changed(self) -> None:
-        if self._observer:
-            self._observer.queue_changed(items=len(self._queue), tokens=self.queued_tokens)

@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from mexma.encoder import Encoder
 from mexma.errors import DeadlineExceeded, EngineError, InputError, TooManyItems
 from mexma.text import Side, Tokens
+from service import tracing
 from service.batcher import Batcher
+from service.cache import VectorCache
+from service.caller import INTERNAL, Caller
+from service.lanes import Lane
+from service.language_meter import LanguageMeter
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -61,7 +66,10 @@ class Embedder:
             max_batch_items=settings.max_batch_items,
             max_queue_tokens=settings.max_queue_tokens,
             observer=metrics,
+            cache=VectorCache(settings.cache_mb << 20, fingerprint=encoder.fingerprint),
         )
+        metrics.watch(self.batcher)
+        self.language_meter: LanguageMeter | None = None
         self.tokenizer_threads = 2
         self._tokenizers = ThreadPoolExecutor(self.tokenizer_threads, thread_name_prefix="tokenize")
 
@@ -76,21 +84,27 @@ class Embedder:
         truncate: bool | None = None,
         side: Side = "right",
         partial: bool = False,
+        caller: Caller = INTERNAL,
     ) -> Embedded:
         """Embed `texts`.
 
         truncate: None means the service's default. partial: keep going when items are bad and
-        report them in `errors`; otherwise the first one is raised. Raises InputError,
-        EngineError, Overloaded or DeadlineExceeded.
+        report them in `errors`; otherwise the first one is raised. caller: who asks, which
+        decides when it is their turn. Raises InputError, EngineError, Overloaded or
+        DeadlineExceeded.
         """
         wanted = self.settings.auto_truncate if truncate is None else truncate
         tokenizer = self.encoder.tokenizer
-        return await self._embed(
+        embedded = await self._embed(
             texts,
             lambda batch: tokenizer.encode(batch, truncate=wanted, side=side),
             inline=sum(map(len, texts)) <= INLINE_CHARACTERS,
             partial=partial,
+            caller=caller,
         )
+        if self.language_meter is not None:
+            self.language_meter.observe(texts, embedded.tokens)
+        return embedded
 
     async def embed_ids(
         self,
@@ -98,6 +112,7 @@ class Embedder:
         *,
         truncate: bool | None = None,
         partial: bool = False,
+        caller: Caller = INTERNAL,
     ) -> Embedded:
         """Embed sequences of this encoder's token ids; otherwise as `embed`."""
         wanted = self.settings.auto_truncate if truncate is None else truncate
@@ -107,7 +122,13 @@ class Embedder:
             lambda batch: tokenizer.from_ids(batch, truncate=wanted),
             inline=False,
             partial=partial,
+            caller=caller,
         )
+
+    def _lane(self, sequences: Sequence[NDArray[np.int64]]) -> Lane:
+        """Of a request that does not say."""
+        tokens = sum(map(len, sequences))
+        return "interactive" if tokens <= self.settings.interactive_tokens else "bulk"
 
     def check_count(self, count: int) -> None:
         """Raises TooManyItems when a request holds more items than it may."""
@@ -122,11 +143,15 @@ class Embedder:
         *,
         inline: bool,
         partial: bool,
+        caller: Caller,
     ) -> Embedded:
         self.check_count(len(items))
         started = time.monotonic()
+        limit_s = self.settings.request_timeout_s
+        if caller.timeout_s is not None:
+            limit_s = min(limit_s, caller.timeout_s)
         try:
-            async with asyncio.timeout(self.settings.request_timeout_s):
+            async with asyncio.timeout(limit_s):
                 if inline:
                     tokens, failed = _tokenize(items, tokenize, partial)
                 else:
@@ -134,24 +159,43 @@ class Embedder:
                         self._tokenizers, _tokenize, items, tokenize, partial
                     )
                 tokenize_s = time.monotonic() - started
-                good = [i for i, t in enumerate(tokens) if t is not None]
-                job = await self.batcher.submit([t.ids for t in tokens if t is not None])
-        except TimeoutError:
+                sequences = [t.ids for t in tokens if t is not None]
+                job = await self.batcher.submit(
+                    sequences,
+                    lane=caller.lane or self._lane(sequences),
+                    client=caller.client,
+                    deadline=started + limit_s,
+                )
+        except (TimeoutError, DeadlineExceeded):
             raise DeadlineExceeded(
-                f"the vectors were not ready within {self.settings.request_timeout_s:g} s; send "
+                f"the vectors were not ready within {limit_s:g} s; send "
                 "fewer texts at once, or retry when the service is less busy"
             ) from None
         errors: dict[int, InputError | EngineError] = dict(failed)
-        for index, error in job.errors.items():
-            errors[good[index]] = error
-        if errors and not partial:
-            raise errors[min(errors)]
-        vectors = np.zeros((len(items), self.encoder.manifest.dim), np.float32)
-        if job.vectors is not None:
-            vectors[good] = job.vectors
+        if not failed and not job.errors and job.vectors is not None:
+            vectors = job.vectors
+        else:
+            good = [i for i, t in enumerate(tokens) if t is not None]
+            for index, error in job.errors.items():
+                errors[good[index]] = error
+            if errors and not partial:
+                raise errors[min(errors)]
+            vectors = np.zeros((len(items), self.encoder.manifest.dim), np.float32)
+            if job.vectors is not None:
+                vectors[good] = job.vectors
         embedded = Embedded(
             vectors, tokens, errors, tokenize_s, job.queue_s or 0.0, job.inference_s
         )
+        if (trace := tracing.current.get()) is not None:
+            trace.stages(
+                started,
+                {
+                    "tokenize": tokenize_s,
+                    "queue": embedded.queue_s,
+                    "engine": time.monotonic() - started - tokenize_s - embedded.queue_s,
+                },
+                **{"mexma.items": len(items), "mexma.tokens": embedded.token_count},
+            )
         self.metrics.embedded(
             items=len(items),
             tokens=embedded.token_count,

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -22,6 +25,19 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30
 POWERS = tuple(float(2**n) for n in range(15))
 
 
+class Queue(Protocol):
+    """What gauges look at."""
+
+    @property
+    def queued_items(self) -> int: ...
+
+    @property
+    def queued_tokens(self) -> int: ...
+
+    @property
+    def cached_bytes(self) -> int: ...
+
+
 class Metrics:
     """All counters of the service; also the batcher's observer."""
 
@@ -29,6 +45,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
+        ProcessCollector(registry=r)
         self.requests = Counter(
             "mexma_http_requests", "HTTP requests answered", ["route", "status"], registry=r
         )
@@ -44,6 +61,24 @@ class Metrics:
             "mexma_embedded_tokens", "Tokens embedded, padding not counted", registry=r
         )
         self.truncated = Counter("mexma_truncated_items", "Texts that were cut", registry=r)
+        self.language_items = Counter(
+            "mexma_language_items",
+            "Texts embedded by detected language, estimated from a sample",
+            ["lang"],
+            registry=r,
+        )
+        self.language_tokens = Counter(
+            "mexma_language_sampled_tokens",
+            "Tokens of the sampled texts, before any cut; over the characters, a language's fertility",
+            ["lang"],
+            registry=r,
+        )
+        self.language_characters = Counter(
+            "mexma_language_sampled_characters",
+            "Characters of the sampled texts",
+            ["lang"],
+            registry=r,
+        )
         self.stage_seconds = Histogram(
             "mexma_stage_seconds",
             "Time of one request in tokenisation, in the queue, and in the engine's batches",
@@ -64,8 +99,15 @@ class Metrics:
         self.batch_seconds = Histogram(
             "mexma_batch_seconds", "Time of a batch on the engine", buckets=SECONDS, registry=r
         )
+        self.spared_items = Counter(
+            "mexma_spared_items",
+            "Texts whose vector was in the cache, or being computed for another request already",
+            ["by"],
+            registry=r,
+        )
         self.queue_items = Gauge("mexma_queue_items", "Texts waiting", registry=r)
         self.queue_tokens = Gauge("mexma_queue_tokens", "Tokens waiting", registry=r)
+        self.cache_bytes = Gauge("mexma_cache_bytes", "Memory of cached vectors", registry=r)
         self.documents = Gauge(
             "mexma_collection_documents", "Documents stored", ["collection"], registry=r
         )
@@ -97,10 +139,41 @@ class Metrics:
             buckets=SECONDS,
             registry=r,
         )
+        self.data_bytes = Gauge(
+            "mexma_data_bytes", "Size of the file system that holds MEXMA_DATA_DIR", registry=r
+        )
+        self.data_free_bytes = Gauge(
+            "mexma_data_free_bytes", "What is free of it for this process", registry=r
+        )
         self.ready = Gauge("mexma_ready", "1 when /health/ready last said yes", registry=r)
+        self.store_up = Gauge("mexma_store_up", "1 when the store answers", registry=r)
         self.encoder = Gauge(
             "mexma_encoder_info", "The encoder that is served", ["name", "fingerprint"], registry=r
         )
+
+        # Looked up once: a request observes ten of these, and each look-up costs a microsecond.
+        self._stages = [
+            self.stage_seconds.labels(stage) for stage in ("tokenize", "queue", "inference")
+        ]
+        self._batch_ok = self.batches.labels("ok")
+        self._cached = self.spared_items.labels("cache")
+        self._joined = self.spared_items.labels("joining")
+        self._routes: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._queues: list[Queue] = []
+        self.queue_items.set_function(lambda: sum(q.queued_items for q in self._queues))
+        self.queue_tokens.set_function(lambda: sum(q.queued_tokens for q in self._queues))
+        self.cache_bytes.set_function(lambda: sum(q.cached_bytes for q in self._queues))
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """An HTTP request has its answer."""
+        found = self._routes.get((route, status))
+        if found is None:
+            found = self._routes[route, status] = (
+                self.requests.labels(route, status),
+                self.request_seconds.labels(route),
+            )
+        found[0].inc()
+        found[1].observe(seconds)
 
     def render(self) -> bytes:
         """The exposition text."""
@@ -119,13 +192,13 @@ class Metrics:
         """One request's texts have their vectors."""
         self.items.inc(items)
         self.tokens.inc(tokens)
-        self.truncated.inc(truncated)
-        self.stage_seconds.labels("tokenize").observe(tokenize_s)
-        self.stage_seconds.labels("queue").observe(queue_s)
-        self.stage_seconds.labels("inference").observe(inference_s)
+        if truncated:
+            self.truncated.inc(truncated)
+        for stage, seconds in zip(self._stages, (tokenize_s, queue_s, inference_s), strict=True):
+            stage.observe(seconds)
 
     def batch_done(self, *, items: int, tokens: int, padded_tokens: int, seconds: float) -> None:
-        self.batches.labels("ok").inc()
+        self._batch_ok.inc()
         self.batch_items.observe(items)
         self.batch_tokens.observe(padded_tokens)
         self.padding_tokens.inc(padded_tokens - tokens)
@@ -134,6 +207,10 @@ class Metrics:
     def batch_failed(self, *, items: int) -> None:
         self.batches.labels("failed").inc()
 
-    def queue_changed(self, *, items: int, tokens: int) -> None:
-        self.queue_items.set(items)
-        self.queue_tokens.set(tokens)
+    def spared(self, *, cached: int, joined: int) -> None:
+        self._cached.inc(cached)
+        self._joined.inc(joined)
+
+    def watch(self, queue: Queue) -> None:
+        """Count what waits in `queue` when somebody asks, not at every change."""
+        self._queues.append(queue)

@@ -7,20 +7,30 @@ than the whole of a small request.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
 from fastapi import Request
+from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http_errors import error_response
+from service.logs import request_id as request_id_var
 from service.metrics import Metrics
+from service.tracing import Tracing
+from service.tracing import current as current_trace
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+Shortcut = Callable[[bytes, Mapping[bytes, bytes], Scope, Receive], Awaitable[Response | None]]
+
+# A client that left is noticed so much later at most; most requests are done before.
+WATCH_AFTER_S = 0.05
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -33,16 +43,29 @@ class RequestBorder:
 
     Gives the request its id (`x-request-id`, taken over from the client when it is made of
     letters, digits and `_.:-`), reads the body whole within `max_body_bytes` and
-    `body_timeout_s` (413 and 408), and counts the outcome.
+    `body_timeout_s` (413 and 408), counts the outcome, and logs it with `access_log`; a
+    failure of ours (500 and above, other than 503) is logged in any case.
     """
 
     def __init__(
-        self, app: ASGIApp, *, max_body_bytes: int, body_timeout_s: float, metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        metrics: Metrics,
+        shortcuts: Mapping[str, Shortcut] | None = None,
+        access_log: bool = False,
+        tracing: Tracing | None = None,
     ):
+        """shortcuts: by path, what may answer a POST before the framework is asked."""
         self.app = app
+        self.shortcuts = shortcuts or {}
         self.max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
         self.metrics = metrics
+        self.access_log = access_log
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,7 +75,11 @@ class RequestBorder:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        token = request_id_var.set(request_id.decode())
+        trace = self.tracing.begin(scope["headers"], request_id.decode()) if self.tracing else None
+        trace_token = current_trace.set(trace)
         status = 499  # the client left before an answer began
+        path: str | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -66,15 +93,37 @@ class RequestBorder:
                 body = await self._receive_body(scope, headers, receive, send_with_id)
                 if body is None:
                     return
+                if scope["method"] == "POST" and (way := self.shortcuts.get(scope["path"])):
+                    path = scope["path"]
+                    response = await way(body, headers, scope, receive)
+                    if response is not None:
+                        await response(scope, receive, send_with_id)
+                        return
                 receive = _replay(body, receive)
             await self.app(scope, receive, send_with_id)
         except ClientGone:
             pass
         finally:
-            route = scope.get("route")
-            path = getattr(route, "path", "unmatched")
-            self.metrics.requests.labels(path, status).inc()
-            self.metrics.request_seconds.labels(path).observe(time.monotonic() - started)
+            if path is None:
+                path = getattr(scope.get("route"), "path", "unmatched")
+            seconds = time.monotonic() - started
+            self.metrics.answered(path, status, seconds)
+            failed = status >= 500 and status != 503  # "come back later" is no failure of ours
+            if self.access_log or failed:
+                log.log(
+                    logging.WARNING if failed else logging.INFO,
+                    "request",
+                    extra={
+                        "method": scope["method"],
+                        "route": path,  # as declared: what it was filled with is the caller's
+                        "status": status,
+                        "seconds": round(seconds, 6),
+                    },
+                )
+            if trace is not None:
+                trace.end(scope["method"], path, status)
+            current_trace.reset(trace_token)
+            request_id_var.reset(token)
 
     async def _receive_body(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
@@ -159,21 +208,42 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """Await `work`, and cancel it when the client disconnects. Raises ClientGone then."""
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.create_task(_disconnected(request))
+    return await watched(request.receive, work)
+
+
+async def watched(receive: Receive, work: Awaitable[T]) -> T:
+    """As `unless_gone`, for whoever has a `receive` and no request.
+
+    Looks for a disconnect only once the work has lasted WATCH_AFTER_S: a task for that costs
+    more than a small request's whole way through the service.
+    """
+    loop = asyncio.get_running_loop()
+    owner = asyncio.current_task()
+    gone = False
+    watcher: asyncio.Task[None] | None = None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        if owner is not None:
+            owner.cancel()
+
+    def begin() -> None:
+        nonlocal watcher
+        watcher = loop.create_task(watch())
+
+    timer = loop.call_later(WATCH_AFTER_S, begin)
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        if gone and owner is not None and owner.uncancel() == 0:
+            raise ClientGone from None
+        raise
     finally:
-        for pending in (task, watcher):
-            if not pending.done():
-                pending.cancel()
-                with suppress(asyncio.CancelledError):
-                    await pending
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        timer.cancel()
+        if watcher is not None and not watcher.done():
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from mexma.artifact import Manifest
+from service.caller import Caller, caller
+from service.embedder import Embedded
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
@@ -27,7 +30,6 @@ from service.vectors import (
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["embeddings"])
-    embedder, manifest = state.embedder, state.encoder.manifest
 
     @routes.post(
         "/v1/embeddings",
@@ -41,38 +43,49 @@ def router(state: State) -> APIRouter:
             **documented(*BODY_ERRORS, *INFERENCE_ERRORS),
         },
     )
-    async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
+    async def create_embeddings(
+        body: EmbeddingRequest, request: Request, asks: Annotated[Caller, Depends(caller)]
+    ) -> Response:
         """Embed text or token ids."""
-        if isinstance(body.input[0], str):
-            work = embedder.embed(body.input, truncate=body.truncate, partial=body.partial)
-        else:
-            work = embedder.embed_ids(body.input, truncate=body.truncate, partial=body.partial)
-        embedded = await unless_gone(request, work)
-        vectors = shorten(embedded.vectors, body.dimensions)
-        headers = timing_headers(embedded, state.encoder.fingerprint)
-        if wants_npy(request):
-            return npy_response(vectors, headers | truncation_headers(embedded))
-        return json_response(
-            openai_body(embedded, vectors, body.encoding_format, manifest.name), headers
-        )
+        return await unless_gone(request, answer(state, body, asks, wants_npy(request)))
 
     @routes.get("/v1/models", response_model=ModelList)
     async def list_models() -> ModelList:
-        """The model that is served, with its card."""
-        card = ModelCard(
-            id=manifest.name,
-            fingerprint=state.encoder.fingerprint,
-            dimensions=manifest.dim,
-            max_tokens=manifest.max_tokens,
-            pooling=manifest.pooling,
-            precision=manifest.precision,
-            prefix=manifest.prefix,
-            source=manifest.source,
-            quality=_means(manifest.quality),
-        )
-        return ModelList(data=[card])
+        """The models that are served, each with its card; the default first."""
+        return ModelList(data=[_card(embedder.encoder.manifest) for embedder in state.encoders])
 
     return routes
+
+
+async def answer(state: State, body: EmbeddingRequest, asks: Caller, npy: bool) -> Response:
+    """The response to a sound request. Raises what `Embedder.embed` does."""
+    embedder = state.encoders.for_request(body.model)
+    encoder = embedder.encoder
+    embed: Any = embedder.embed if isinstance(body.input[0], str) else embedder.embed_ids
+    embedded: Embedded = await embed(
+        body.input, truncate=body.truncate, partial=body.partial, caller=asks
+    )
+    vectors = shorten(embedded.vectors, body.dimensions)
+    headers = timing_headers(embedded, encoder.fingerprint)
+    if npy:
+        return npy_response(vectors, headers | truncation_headers(embedded))
+    return json_response(
+        openai_body(embedded, vectors, body.encoding_format, encoder.manifest.name), headers
+    )
+
+
+def _card(manifest: Manifest) -> ModelCard:
+    return ModelCard(
+        id=manifest.name,
+        fingerprint=manifest.fingerprint,
+        dimensions=manifest.dim,
+        max_tokens=manifest.max_tokens,
+        pooling=manifest.pooling,
+        precision=manifest.precision,
+        prefix=manifest.prefix,
+        source=manifest.source,
+        quality=_means(manifest.quality),
+    )
 
 
 def _means(quality: dict[str, Any]) -> dict[str, Any]:

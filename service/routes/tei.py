@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from mexma import __version__
 from mexma.errors import InputError
 from mexma.text import Side
+from service.caller import Caller, caller
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
@@ -31,7 +34,7 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "compact": "floa
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["text-embeddings-inference"])
-    embedder, settings = state.embedder, state.settings
+    embedder, settings = state.encoders.default, state.settings
 
     @routes.post(
         "/embed",
@@ -45,32 +48,20 @@ def router(state: State) -> APIRouter:
             **documented(*BODY_ERRORS, *INFERENCE_ERRORS, tei=True),
         },
     )
-    async def embed(body: TeiEmbedRequest, request: Request) -> Response:
+    async def embed(
+        body: TeiEmbedRequest, request: Request, asks: Annotated[Caller, Depends(caller)]
+    ) -> Response:
         """Embed text or token ids."""
-        if not body.normalize:
-            raise InputError(
-                "normalize: only true is possible, this model's vectors are normalised in its graph"
-            )
-        if isinstance(body.inputs[0], str):
-            side: Side = "left" if body.truncation_direction.lower() == "left" else "right"
-            work = embedder.embed(body.inputs, truncate=body.truncate, side=side)
-        else:
-            work = embedder.embed_ids(body.inputs, truncate=body.truncate)
-        embedded = await unless_gone(request, work)
-        vectors = shorten(embedded.vectors, body.dimensions)
-        headers = timing_headers(embedded, state.encoder.fingerprint)
-        headers |= truncation_headers(embedded)
-        if wants_npy(request):
-            return npy_response(vectors, headers)
-        return json_response(list(vectors), headers)
+        return await unless_gone(request, answer(state, body, asks, wants_npy(request)))
 
     @routes.get("/info", response_model=TeiInfo)
     async def info() -> TeiInfo:
         """What is served, and its limits."""
-        manifest = state.encoder.manifest
+        encoder = embedder.encoder
+        manifest = encoder.manifest
         return TeiInfo(
             model_id=manifest.name,
-            model_sha=state.encoder.fingerprint,
+            model_sha=encoder.fingerprint,
             model_dtype=DTYPES[manifest.precision],
             model_type=TeiModelType(embedding=TeiPooling(pooling=POOLING_NAMES[manifest.pooling])),
             max_concurrent_requests=settings.max_queue_tokens,
@@ -79,8 +70,25 @@ def router(state: State) -> APIRouter:
             max_batch_requests=settings.max_batch_items,
             max_client_batch_size=settings.max_request_items,
             auto_truncate=settings.auto_truncate,
-            tokenization_workers=state.embedder.tokenizer_threads,
+            tokenization_workers=embedder.tokenizer_threads,
             version=__version__,
         )
 
     return routes
+
+
+async def answer(state: State, body: TeiEmbedRequest, asks: Caller, npy: bool) -> Response:
+    """The response to a sound request. Raises what `Embedder.embed` does."""
+    if not body.normalize:
+        raise InputError(
+            "normalize: only true is possible, this model's vectors are normalised in its graph"
+        )
+    embedder = state.encoders.default
+    if isinstance(body.inputs[0], str):
+        side: Side = "left" if body.truncation_direction.lower() == "left" else "right"
+        embedded = await embedder.embed(body.inputs, truncate=body.truncate, side=side, caller=asks)
+    else:
+        embedded = await embedder.embed_ids(body.inputs, truncate=body.truncate, caller=asks)
+    vectors = shorten(embedded.vectors, body.dimensions)
+    headers = timing_headers(embedded, embedder.encoder.fingerprint) | truncation_headers(embedded)
+    return npy_response(vectors, headers) if npy else json_response(list(vectors), headers)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexma.batching import PADDING_SHARE, PADDING_TOKENS, split_batches, take_batch
-from mexma.errors import EngineError, NonFiniteVector, Overloaded
+from mexma.errors import DeadlineExceeded, EngineError, NonFiniteVector, Overloaded
 from service.batcher import Batcher
+from service.cache import VectorCache
 from tests.fakes import FakeEncoder, vector_of
 
 POISON = 77
@@ -201,7 +202,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
         encoder.gate.clear()
         running = asyncio.create_task(batcher.submit([ids(3)]))
         await engine_is_busy(batcher)
-        huge = asyncio.create_task(batcher.submit([ids(30)] * 10))  # an empty queue takes it
+        different = [ids(30, fill) for fill in range(5, 15)]
+        huge = asyncio.create_task(batcher.submit(different))  # an empty queue takes it
         await queue_is(batcher, 10)
         with pytest.raises(Overloaded, match="holds 300 tokens and 5 more") as refusal:
             await batcher.submit([ids(5)])
@@ -220,7 +222,9 @@ def test_batches_are_grouped_by_length_and_the_oldest_goes_first():
         encoder.gate.clear()
         first = asyncio.create_task(batcher.submit([ids(1)]))
         await engine_is_busy(batcher)
-        mixed = asyncio.create_task(batcher.submit([ids(n) for n in (40, 4, 39, 5, 4, 38)]))
+        mixed = asyncio.create_task(
+            batcher.submit([ids(n, 5 + i) for i, n in enumerate((40, 4, 39, 5, 4, 38))])
+        )
         await queue_is(batcher, 6)
         encoder.gate.set()
         await asyncio.gather(first, mixed)
@@ -254,3 +258,151 @@ def test_an_empty_request_returns_at_once():
         assert (await batcher.submit([])).count == 0
 
     run_with(FakeEncoder(), scenario)
+
+
+def test_equal_sequences_of_different_callers_are_computed_once():
+    encoder = FakeEncoder()
+
+    async def scenario(batcher: Batcher) -> None:
+        encoder.gate.clear()
+        first = asyncio.create_task(batcher.submit([ids(3)]))
+        await engine_is_busy(batcher)
+        callers = [asyncio.create_task(batcher.submit([ids(9), ids(9), ids(4)])) for _ in range(5)]
+        callers.append(asyncio.create_task(batcher.submit([ids(3)])))  # joins what is running
+        await queue_is(batcher, 2)
+        callers[0].cancel()  # the others still want it
+        encoder.gate.set()
+        jobs = await asyncio.gather(*callers[1:])
+        for job in jobs[:-1]:
+            expected = [vector_of(ids(9), 16), vector_of(ids(9), 16), vector_of(ids(4), 16)]
+            np.testing.assert_array_equal(job.vectors, expected)
+        np.testing.assert_array_equal(jobs[-1].vectors, (await first).vectors)
+
+    run_with(encoder, scenario)
+    assert sorted(n for batch in encoder.batches for n in batch) == [3, 4, 9]
+
+
+def test_who_joins_a_batch_that_fails_is_told_so_too():
+    encoder = FakeEncoder()
+    encoder.poison = POISON
+
+    async def scenario(batcher: Batcher) -> None:
+        encoder.gate.clear()
+        jobs = [asyncio.create_task(batcher.submit([ids(5, POISON)]))]
+        await engine_is_busy(batcher)
+        jobs.append(asyncio.create_task(batcher.submit([ids(4), ids(5, POISON)])))
+        await queue_is(batcher, 1)
+        encoder.gate.set()
+        first, second = await asyncio.gather(*jobs)
+        assert (list(first.errors), list(second.errors)) == ([0], [1])
+        assert "item 1" in str(second.errors[1])
+
+    run_with(encoder, scenario)
+
+
+def test_what_is_past_its_deadline_is_not_run():
+    encoder = FakeEncoder()
+    now = 0.0
+
+    async def main() -> None:
+        nonlocal now
+        batcher = Batcher(
+            encoder.run,
+            max_batch_tokens=64,
+            max_batch_items=8,
+            max_queue_tokens=1000,
+            clock=lambda: now,
+        )
+        batcher.start()
+        encoder.gate.clear()
+        now = 1.0
+        running = asyncio.create_task(batcher.submit([ids(3)], deadline=2.0))
+        while not encoder.batches:
+            await asyncio.sleep(0)
+        late = asyncio.create_task(batcher.submit([ids(7), ids(8)], deadline=2.0))
+        shared = asyncio.create_task(batcher.submit([ids(8), ids(9)], deadline=9.0))
+        await queue_is(batcher, 3)
+        now = 5.0
+        encoder.gate.set()
+        assert not (await running).errors, "what runs is not thrown away"
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert not (await shared).errors
+        await batcher.stop()
+
+    asyncio.run(main())
+    assert encoder.batches == [[3], [8, 9]]
+
+
+def test_a_client_that_fills_the_queue_fills_it_for_itself():
+    encoder = FakeEncoder()
+
+    async def scenario(batcher: Batcher) -> None:
+        encoder.gate.clear()
+        running = asyncio.create_task(batcher.submit([ids(3)]))
+        await engine_is_busy(batcher)
+        flood = [ids(10, fill) for fill in range(100, 110)]
+        greedy = asyncio.create_task(batcher.submit(flood, client="greedy"))
+        await queue_is(batcher, 10)
+        with pytest.raises(Overloaded):
+            await batcher.submit([ids(6)], client="greedy")
+        modest = asyncio.create_task(batcher.submit([ids(7)], client="modest"))
+        await queue_is(batcher, 11)
+        with pytest.raises(Overloaded):  # beyond its share it is refused as well
+            await batcher.submit([ids(40)], client="modest")
+        encoder.gate.set()
+        await asyncio.gather(running, greedy, modest)
+
+    run_with(encoder, scenario, max_queue_tokens=100)
+    assert 7 in encoder.batches[1], "the modest client's turn comes first"
+
+
+def test_interactive_work_overtakes_bulk_work_and_a_light_client_a_heavy_one():
+    encoder = FakeEncoder()
+
+    async def scenario(batcher: Batcher) -> None:
+        encoder.gate.clear()
+        tasks = [asyncio.create_task(batcher.submit([ids(3)]))]
+        await engine_is_busy(batcher)
+        for client, lane, length, fills in (
+            ("job", "bulk", 20, range(10, 13)),
+            ("heavy", "interactive", 50, range(20, 23)),
+            ("light", "interactive", 49, range(30, 31)),
+        ):
+            many = [ids(length, fill) for fill in fills]
+            tasks.append(asyncio.create_task(batcher.submit(many, client=client, lane=lane)))
+        await queue_is(batcher, 7)
+        encoder.gate.set()
+        await asyncio.gather(*tasks)
+
+    run_with(encoder, scenario)  # a batch holds 64 tokens: one of these, or three of bulk
+    order = [length for batch in encoder.batches[1:] for length in batch]
+    assert order == [50, 49, 50, 50, 20, 20, 20]
+
+
+@pytest.mark.parametrize("wanted", [["Q", "fine"], ["fine", "Q"]])
+def test_the_cache_answers_what_was_computed_and_only_that(wanted):
+    encoder = FakeEncoder()
+    encoder.not_finite = POISON
+    sequences = {"Q": ids(5, POISON), "fine": ids(6)}
+
+    async def main() -> None:
+        batcher = Batcher(
+            encoder.run,
+            max_batch_tokens=64,
+            max_batch_items=8,
+            max_queue_tokens=1000,
+            cache=VectorCache(10_000, fingerprint="f"),
+        )
+        batcher.start()
+        for _ in range(3):
+            job = await batcher.submit([sequences[w] for w in wanted])
+            assert set(job.errors) == {wanted.index("Q")}, "an error is not cached"
+            found = job.vectors[wanted.index("fine")]
+            np.testing.assert_array_equal(found, vector_of(ids(6), 16))
+        found = (await batcher.submit([ids(6)])).vectors
+        np.testing.assert_array_equal(found, [vector_of(ids(6), 16)])
+        await batcher.stop()
+
+    asyncio.run(main())
+    assert sorted(n for batch in encoder.batches for n in batch if n == 6) == [6]

@@ -194,3 +194,136 @@ def test_metrics_count_what_happened(client):
     assert "mexma_truncated_items_total 1.0" in text
     assert 'mexma_stage_seconds_count{stage="inference"} 2.0' in text  # with the warm-up
     assert "fingerprint" in text
+
+
+def test_a_service_of_embeddings_only_has_no_collections(make_client):
+    client = make_client(collections=False, demo=True)
+    assert client.get("/health/ready").status_code == 200
+    assert client.post("/v1/embeddings", json={"input": "x"}).status_code == 200
+    assert client.put("/v1/collections/c").status_code == 404
+    assert client.get("/v1/collections/demo").status_code == 404
+    assert not [
+        path for path in client.get("/openapi.json").json()["paths"] if "collections" in path
+    ]
+
+
+LONG_WAY = "application/json; charset=UTF-8"  # as sound, and not among those of the shortcut
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers"),
+    [
+        ("/v1/embeddings", {"input": "Hello"}, {}),
+        ("/v1/embeddings", {"input": ["Hello", "x" * 100]}, {}),
+        ("/v1/embeddings", {"input": ["Hello"], "encoding_format": "base64"}, {}),
+        ("/v1/embeddings", {"input": [[5, 6], [7]], "dimensions": 3}, {}),
+        ("/v1/embeddings", {"input": ["Hello", ""], "partial": True}, {}),
+        ("/v1/embeddings", {"input": ["Hello", ""]}, {}),
+        ("/v1/embeddings", {"input": "x" * 100, "truncate": False}, {}),
+        ("/v1/embeddings", {"input": "x" * 100}, {"accept": "application/x-npy"}),
+        ("/v1/embeddings", {"input": "x", "dimensions": 17}, {}),
+        ("/v1/embeddings", {"input": "x", "encoding_format": "int7"}, {}),
+        ("/v1/embeddings", {"input": "x", "surplus": 1}, {}),
+        ("/v1/embeddings", {"input": [[1], [9999]]}, {}),
+        ("/v1/embeddings", {"input": ["x"] * 9}, {}),
+        ("/v1/embeddings", {"input": "x"}, {"x-lane": "bulk", "x-timeout-ms": "9000"}),
+        ("/v1/embeddings", {"input": "x"}, {"x-lane": "fast"}),
+        ("/v1/embeddings", {"input": "x"}, {"x-timeout-ms": "soon"}),
+        ("/v1/embeddings", {"input": "x"}, {"x-timeout-ms": "0"}),
+        ("/v1/embeddings", {"input": "Q"}, {}),
+        ("/embed", {"inputs": ["Hello", "x" * 100]}, {}),
+        ("/embed", {"inputs": "Hello"}, {"accept": "application/x-npy"}),
+        ("/embed", {"inputs": "a" + "x" * 99, "truncation_direction": "left"}, {}),
+        ("/embed", {"inputs": "x", "normalize": False}, {}),
+        ("/embed", {"inputs": ""}, {}),
+        ("/embed", {"inputs": "x"}, {"x-lane": "fast"}),
+        ("/embed", {"inputs": "Q"}, {}),
+    ],
+)
+def test_the_shortcut_and_the_long_way_answer_alike(make_client, path, body, headers):
+    encoder = FakeEncoder()
+    encoder.poison = encoder.token("Q")
+    client = make_client(encoder, max_request_items=8)
+    sent = {"content-type": "application/json"} | headers
+    short = client.post(path, json=body, headers=sent)
+    long = client.post(path, json=body, headers=sent | {"content-type": LONG_WAY})
+    assert short.status_code == long.status_code
+    assert short.content == long.content
+    changing = ("x-request-id", "server-timing")
+    assert {k: v for k, v in short.headers.items() if k not in changing} == {
+        k: v for k, v in long.headers.items() if k not in changing
+    }
+    counted = client.get("/metrics").text
+    status = short.status_code
+    assert f'mexma_http_requests_total{{route="{path}",status="{status}"}} 2.0' in counted
+
+
+def test_a_lane_or_timeout_that_is_none_is_refused_and_named(client):
+    for headers, says in (({"x-lane": "fast"}, "x-lane"), ({"x-timeout-ms": "x"}, "x-timeout-ms")):
+        response = client.post("/v1/embeddings", json={"input": "x"}, headers=headers)
+        assert response.status_code == 422
+        assert says in response.json()["error"]["message"]
+
+
+def test_a_client_says_how_long_it_will_wait(make_client):
+    encoder = FakeEncoder()
+    client = make_client(encoder)
+    encoder.gate.clear()
+    response = client.post("/v1/embeddings", json={"input": "x"}, headers={"x-timeout-ms": "50"})
+    encoder.gate.set()
+    assert response.status_code == 504
+    assert "within 0.05 s" in response.json()["error"]["message"]
+
+
+class Recorder:
+    """In the batcher's place: what it was asked for."""
+
+    def __init__(self, client):
+        self.asked = []
+        self.embedder = client.app.state.embedder
+        self.submit, self.embedder.batcher.submit = self.embedder.batcher.submit, self
+
+    async def __call__(self, sequences, *, lane, client, deadline):
+        self.asked.append((lane, client))
+        return await self.submit(sequences, lane=lane, client=client, deadline=deadline)
+
+
+def test_requests_choose_their_lane_by_header_or_by_size_and_clients_are_told_apart(make_client):
+    client = make_client(interactive_tokens=10)
+    asked = Recorder(client).asked
+    client.post("/v1/embeddings", json={"input": "short"})
+    client.post("/v1/embeddings", json={"input": "ten tokens and more"})
+    client.post("/v1/embeddings", json={"input": "short"}, headers={"x-lane": "bulk"})
+    client.post("/embed", json={"inputs": "much longer text"}, headers={"x-lane": "interactive"})
+    assert [lane for lane, _ in asked] == ["interactive", "bulk", "bulk", "interactive"]
+    for key in ("one", "other"):
+        bearer = {"authorization": f"Bearer {key}"}
+        client.post("/v1/embeddings", json={"input": "x"}, headers=bearer)
+    assert len({who for _, who in asked}) == 3
+    client.put("/v1/collections/c")
+    document = {"documents": [{"id": "1", "text": "x"}]}
+    client.post("/v1/collections/c/documents", json=document, headers={"x-lane": "bulk"})
+    query = {"queries": ["x"]}
+    client.post("/v1/collections/c/search", json=query, headers={"x-lane": "bulk"})
+    assert [lane for lane, _ in asked[-2:]] == ["bulk", "bulk"]
+
+
+def test_the_client_may_be_named_by_a_header(make_client):
+    client = make_client(client_header="x-user")
+    asked = Recorder(client).asked
+    for user in ("ada", "bob", "ada"):
+        client.post("/v1/embeddings", json={"input": "x"}, headers={"x-user": user})
+    assert [who for _, who in asked] == [b"ada", b"bob", b"ada"]
+
+
+def test_the_cache_spares_the_engine_and_says_so(make_client):
+    encoder = FakeEncoder()
+    client = make_client(encoder, cache_mb=1)
+    first = client.post("/v1/embeddings", json={"input": ["Hello", "x" * 100]})
+    runs = len(encoder.batches)
+    again = client.post("/v1/embeddings", json={"input": ["Hello", "x" * 100]})
+    assert again.content == first.content, "receipts and usage too"
+    assert len(encoder.batches) == runs
+    metrics = client.get("/metrics").text
+    assert 'mexma_spared_items_total{by="cache"} 2.0' in metrics
+    assert "mexma_cache_bytes 0.0" not in metrics

@@ -1,0 +1,91 @@
+"""Who asks, how urgently, and how long they will wait: read from a request's headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, get_args
+
+from fastapi import Header, Request
+from starlette.types import Scope
+
+from mexma.errors import InputError
+from service.lanes import Lane
+
+LANES: tuple[Lane, ...] = get_args(Lane)
+
+LaneHeader = Annotated[
+    Lane | None,
+    Header(
+        alias="x-lane",
+        description="`interactive` goes first, `bulk` gives way. Without it a request is interactive "
+        "up to a number of tokens (`MEXMA_INTERACTIVE_TOKENS`).",
+    ),
+]
+TimeoutHeader = Annotated[
+    int | None,
+    Header(
+        alias="x-timeout-ms",
+        ge=1,
+        description="Milliseconds after which nobody waits for the answer: what has not run by then "
+        "leaves the queue and the answer is 504. The service's own limit holds besides.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """client: between whom the engine is shared evenly. lane: None means by size. timeout_s:
+    None means the service's."""
+
+    client: bytes = b""
+    lane: Lane | None = None
+    timeout_s: float | None = None
+
+
+INTERNAL = Caller()
+INTERNAL_BULK = Caller(lane="bulk")
+
+
+def caller_of(
+    scope: Scope, headers: Mapping[bytes, bytes] | None = None, *, client_header: str = ""
+) -> Caller:
+    """Who sends the request of `scope`.
+
+    headers: those of the scope, where they have been made a mapping already. client_header:
+    the header that names the client; without it the client is its address and credentials.
+    Raises InputError for a lane or time-out that is none.
+    """
+    if headers is None:
+        headers = dict(_headers(scope))
+    if client_header:
+        client = headers.get(client_header.encode(), b"")
+    else:
+        address = scope.get("client")
+        client = (address[0].encode() if address else b"") + headers.get(b"authorization", b"")
+    lane: Lane | None = None
+    if (given := headers.get(b"x-lane")) is not None:
+        lane = next((known for known in LANES if known.encode() == given), None)
+        if lane is None:
+            raise InputError(
+                f"x-lane must be one of {', '.join(LANES)}; found {given.decode('latin-1')[:40]!r}"
+            )
+    timeout_s = None
+    if (given := headers.get(b"x-timeout-ms")) is not None:
+        if not given.isdigit() or not 0 < int(given) < 10**9:
+            raise InputError(
+                "x-timeout-ms must be a whole number of milliseconds, at least 1; found "
+                f"{given.decode('latin-1')[:40]!r}"
+            )
+        timeout_s = int(given) / 1000
+    return Caller(client, lane, timeout_s)
+
+
+def caller(request: Request, lane: LaneHeader = None, timeout: TimeoutHeader = None) -> Caller:
+    """The same as a dependency of a route, which documents the headers."""
+    return caller_of(request.scope, client_header=request.app.state.client_header)
+
+
+def _headers(scope: Scope) -> Iterable[tuple[bytes, bytes]]:
+    found: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    return found

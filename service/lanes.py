@@ -1,0 +1,275 @@
+"""What waits, and what of it runs next: two lanes, fair between clients, grouped by length.
+
+Pure: no threads, no event loop, no clock of its own (times are arguments), so that every promise
+is tested by the order of what `take` returns (`tests/service/test_lanes.py`):
+- an interactive sequence never waits for more than the batch that is running when it comes;
+- bulk work is never starved: it gets one token for every `BULK_SHARE` interactive ones;
+- between clients of a lane tokens are shared evenly, whoever sends how much;
+- while a light interactive client is about, heavy ones and bulk work run in batches of at most
+  `quantum` tokens, so that it does not wait long for the one that is running;
+- equal sequences that wait or run are computed once.
+
+Refuses to know: engines, callers (a receiver is any object), HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from math import inf
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma.batching import take_batch
+
+Lane = Literal["interactive", "bulk"]
+
+# Length grouping looks at this many waiting sequences: enough to fill any batch with
+# near-equal lengths, and it bounds the sorting to well under a millisecond.
+LOOKAHEAD = 512
+
+# Interactive tokens that run for each bulk token while both lanes wait.
+BULK_SHARE = 8
+
+# An interactive client is about for so long after its last request.
+ABOUT_S = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """One sequence to compute, int64 `[length]`, and who wants its vector."""
+
+    ids: NDArray[np.int64]
+    key: bytes
+    lane: Lane
+    client: Hashable
+    receivers: list[tuple[Any, int]] = field(default_factory=list)
+    running: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(eq=False, slots=True)
+class _Flow:
+    """One client's entries in one lane, oldest first.
+
+    served: its share of the lane so far, in tokens; the flow with the least goes first.
+    """
+
+    waiting: dict[Entry, None] = field(default_factory=dict)
+    tokens: int = 0
+    served: float = 0.0
+    seen: float = 0.0
+
+
+@dataclass(slots=True)
+class _Queue:
+    """One lane: the flows of its clients. clock: `served` of the flow that went last."""
+
+    flows: dict[Hashable, _Flow] = field(default_factory=dict)
+    clock: float = 0.0
+    tokens: int = 0
+    items: int = 0
+
+    def by_turn(self) -> list[_Flow]:
+        """Flows with something waiting, whose turn it is first."""
+        return sorted((f for f in self.flows.values() if f.waiting), key=lambda f: f.served)
+
+
+class Lanes:
+    """The waiting sequences of one engine."""
+
+    def __init__(self, *, max_batch_tokens: int, max_batch_items: int):
+        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_items = max_batch_items
+        self._queues: dict[Lane, _Queue] = {"interactive": _Queue(), "bulk": _Queue()}
+        self._entries: dict[bytes, Entry] = {}  # waiting and running, by content
+        self._owed_to_bulk = 0.0
+        self._swept = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return sum(q.tokens for q in self._queues.values())
+
+    @property
+    def items(self) -> int:
+        return sum(q.items for q in self._queues.values())
+
+    def tokens_in(self, lane: Lane) -> int:
+        """Tokens that wait in `lane`."""
+        return self._queues[lane].tokens
+
+    def clients(self) -> int:
+        """Clients that wait, of both lanes."""
+        return len({c for q in self._queues.values() for c, f in q.flows.items() if f.waiting})
+
+    def tokens_of(self, client: Hashable) -> int:
+        """Tokens that wait for `client`, in both lanes."""
+        flows = (q.flows.get(client) for q in self._queues.values())
+        return sum(f.tokens for f in flows if f is not None)
+
+    def add(
+        self, ids: NDArray[np.int64], receiver: tuple[Any, int], *, lane: Lane, client: Hashable,
+        now: float,
+    ) -> Entry:  # fmt: skip
+        """Put a sequence in, or join one with the same ids; `receiver` gets its vector."""
+        key = ids.tobytes()
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = Entry(ids, key, lane, client)
+            self._enqueue(entry, now)
+        elif entry.lane == "bulk" and lane == "interactive" and not entry.running:
+            # what someone waits for is no longer bulk work
+            self._dequeue(entry)
+            entry.lane, entry.client = lane, client
+            self._enqueue(entry, now)
+        entry.receivers.append(receiver)
+        return entry
+
+    def leave(self, entry: Entry, receiver: Any) -> None:
+        """`receiver` no longer wants `entry`; when nobody does, it leaves the queue."""
+        entry.receivers = [r for r in entry.receivers if r[0] is not receiver]
+        if not entry.receivers and not entry.running and self._entries.get(entry.key) is entry:
+            self._dequeue(entry)
+            del self._entries[entry.key]
+
+    def take(self, now: float, *, quantum: float) -> list[Entry]:
+        """The sequences to run next, or none when nothing waits.
+
+        quantum: tokens of a batch that does not keep a light interactive client waiting. The
+        entries stay joinable by `add` until `finish`.
+        """
+        lane = self._next_lane(quantum)
+        if lane is None:
+            return []
+        queue = self._queues[lane]
+        flows = queue.by_turn()
+        head = next(iter(flows[0].waiting))
+        budget: float = self.max_batch_tokens
+        if lane == "bulk":
+            if self._light_about(now, quantum):
+                budget = min(budget, quantum)
+            candidates = _fairly(flows, [inf] * len(flows))
+        else:
+            light = self._light_about(now, quantum)
+            candidates = _fairly(
+                flows, [quantum if light and f.tokens >= quantum else inf for f in flows]
+            )
+        chosen = take_batch(
+            [len(c.ids) for c in candidates],
+            candidates.index(head),
+            max_tokens=int(budget),
+            max_items=self.max_batch_items,
+        )
+        batch = [candidates[i] for i in chosen]
+        queue.clock = flows[0].served
+        for entry in batch:
+            queue.flows[entry.client].served += len(entry.ids)
+            self._dequeue(entry)
+            entry.running = True
+        if not queue.items:  # an idle lane owes nobody anything
+            queue.clock = max(queue.clock, *(queue.flows[e.client].served for e in batch))
+        self._settle_debt(lane, sum(map(len, batch)))
+        self._sweep(now)
+        return batch
+
+    def finish(self, batch: list[Entry]) -> None:
+        """The entries of a batch are computed: nobody can join them any more."""
+        for entry in batch:
+            if self._entries.get(entry.key) is entry:
+                del self._entries[entry.key]
+
+    def clear(self) -> list[Entry]:
+        """Take out everything, what is running too."""
+        entries = list(self._entries.values())
+        for entry in entries:
+            if not entry.running:
+                self._dequeue(entry)
+        self._entries.clear()
+        return entries
+
+    def _next_lane(self, quantum: float) -> Lane | None:
+        interactive, bulk = self._queues["interactive"], self._queues["bulk"]
+        if not interactive.items:
+            return "bulk" if bulk.items else None
+        if bulk.items and self._owed_to_bulk >= min(quantum, self.max_batch_tokens):
+            return "bulk"
+        return "interactive"
+
+    def _settle_debt(self, lane: Lane, tokens: int) -> None:
+        if not self._queues["bulk"].items:
+            self._owed_to_bulk = 0.0
+        elif lane == "interactive":
+            self._owed_to_bulk += tokens / BULK_SHARE
+        elif self._queues["interactive"].items:
+            self._owed_to_bulk -= tokens
+
+    def _light_about(self, now: float, quantum: float) -> bool:
+        """Whether an interactive client was seen lately that has little waiting now."""
+        return any(
+            now - flow.seen <= ABOUT_S and flow.tokens < quantum
+            for flow in self._queues["interactive"].flows.values()
+        )
+
+    def _enqueue(self, entry: Entry, now: float) -> None:
+        queue = self._queues[entry.lane]
+        flow = queue.flows.get(entry.client)
+        if flow is None:
+            flow = queue.flows[entry.client] = _Flow()
+        if not flow.waiting:  # having been away earns nothing
+            flow.served = max(flow.served, queue.clock)
+        flow.waiting[entry] = None
+        flow.seen = now
+        flow.tokens += len(entry.ids)
+        queue.tokens += len(entry.ids)
+        queue.items += 1
+
+    def _dequeue(self, entry: Entry) -> None:
+        queue = self._queues[entry.lane]
+        flow = queue.flows[entry.client]
+        del flow.waiting[entry]
+        flow.tokens -= len(entry.ids)
+        queue.tokens -= len(entry.ids)
+        queue.items -= 1
+
+    def _sweep(self, now: float) -> None:
+        """Forget clients that are gone, now and then."""
+        if now - self._swept <= ABOUT_S:
+            return
+        self._swept = now
+        for queue in self._queues.values():
+            gone = [
+                client
+                for client, flow in queue.flows.items()
+                if not flow.waiting and now - flow.seen > ABOUT_S and flow.served <= queue.clock
+            ]
+            for client in gone:
+                del queue.flows[client]
+
+
+def _fairly(flows: list[_Flow], caps: list[float]) -> list[Entry]:
+    """At most LOOKAHEAD waiting entries, about as many of each flow.
+
+    caps: tokens that a flow may contribute; its oldest entry always is among them.
+    """
+    share = max(1, LOOKAHEAD // len(flows))
+    found: list[Entry] = []
+    for flow, cap in zip(islice(flows, LOOKAHEAD), caps, strict=False):
+        tokens = 0
+        for entry in islice(flow.waiting, share):
+            tokens += len(entry.ids)
+            if tokens > cap and tokens > len(entry.ids):
+                break
+            found.append(entry)
+    return found
+
+
+def entries_by_receiver(batch: list[Entry]) -> Iterator[tuple[Any, int, int]]:
+    """(receiver, its index, position in the batch) of all who wait for a batch."""
+    for position, entry in enumerate(batch):
+        for receiver, index in entry.receivers:
+            yield receiver, index, position

@@ -1,0 +1,225 @@
+"""Whose turn it is: the order of batches, with times as arguments and no engine at all."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.lanes import ABOUT_S, BULK_SHARE, LOOKAHEAD, Entry, Lane, Lanes
+
+LONG_AGO = -100 * ABOUT_S
+QUANTUM = 40
+
+
+class Waiting:
+    """Lanes with what a test needs around them: every sequence is another one."""
+
+    def __init__(self, *, max_batch_tokens: int = 200, max_batch_items: int = 8):
+        self.lanes = Lanes(max_batch_tokens=max_batch_tokens, max_batch_items=max_batch_items)
+        self.number = itertools.count()
+
+    def add(
+        self, client: str, *lengths: int, lane: Lane = "interactive", now: float = 0.0
+    ) -> list[Entry]:
+        return [
+            self.lanes.add(
+                np.full(n, next(self.number)), (client, i), lane=lane, client=client, now=now
+            )
+            for i, n in enumerate(lengths)
+        ]
+
+    def take(self, now: float = 0.0, quantum: float = QUANTUM) -> list[Entry]:
+        batch = self.lanes.take(now, quantum=quantum)
+        self.lanes.finish(batch)
+        return batch
+
+
+def clients(batch: list[Entry]) -> set[str]:
+    return {str(entry.client) for entry in batch}
+
+
+def tokens(batch: list[Entry]) -> int:
+    return sum(map(len, batch))
+
+
+def test_an_interactive_sequence_goes_before_all_bulk_work():
+    waiting = Waiting()
+    waiting.add("job", *[10] * 100, lane="bulk", now=LONG_AGO)
+    waiting.take(LONG_AGO)
+    waiting.add("person", 10)
+    assert clients(waiting.take()) == {"person"}
+    assert clients(waiting.take()) == {"job"}
+
+
+def test_bulk_work_fills_batches_until_an_interactive_client_is_about():
+    waiting = Waiting()
+    waiting.add("job", *[10] * 100, lane="bulk", now=LONG_AGO)
+    assert tokens(waiting.take(LONG_AGO)) == 80  # eight items
+    waiting.add("person", 10, now=0.0)
+    waiting.take(0.0)
+    assert tokens(waiting.take(0.1)) == QUANTUM
+    assert tokens(waiting.take(ABOUT_S)) == QUANTUM
+    assert tokens(waiting.take(ABOUT_S + 0.1)) == 80
+
+
+def test_bulk_work_gets_its_share_while_interactive_work_never_ends():
+    waiting = Waiting()
+    waiting.add("job", *[10] * 2000, lane="bulk")
+    taken = {"interactive": 0, "bulk": 0}
+    for step in range(1000):
+        waiting.add("person", *[10] * 10, now=step)
+        batch = waiting.take(step)
+        taken[batch[0].lane] += tokens(batch)
+    assert taken["bulk"] == pytest.approx(taken["interactive"] / BULK_SHARE, rel=0.05)
+
+
+def test_a_sequence_longer_than_any_budget_is_run_alone_in_either_lane():
+    for lane in ("interactive", "bulk"):
+        waiting = Waiting()
+        waiting.add("a", 500, 10, lane=lane)
+        waiting.add("person", 10)
+        batches = [waiting.take() for _ in range(3)]
+        assert [500] in [[len(e) for e in batch] for batch in batches]
+
+
+@pytest.mark.parametrize("lane", ["interactive", "bulk"])
+def test_clients_share_a_lane_evenly_whoever_sends_how_much(lane):
+    waiting = Waiting()
+    taken = dict.fromkeys(["greedy", "steady"], 0)
+    waiting.add("greedy", *[10] * 5000, lane=lane)
+    for step in range(300):
+        now = LONG_AGO  # nobody is about: it is shares that count here, not quanta
+        if waiting.lanes.tokens_of("steady") < 100:
+            waiting.add("steady", *[10] * 10, lane=lane, now=now)
+        for entry in waiting.take(now + step):
+            taken[entry.client] += len(entry)
+    assert taken["greedy"] == pytest.approx(taken["steady"], rel=0.1)
+
+
+def test_a_light_client_waits_for_one_quantum_of_a_heavy_one_at_most():
+    """One client sends a hundred times more; the other one's sequence is in the next batch, and no
+    batch, its own included, holds more than a quantum of the heavy client's."""
+    waiting = Waiting()
+    waiting.add("heavy", *[10] * 500)
+    waiting.add("light", 10)
+    for step in range(40):
+        batch = waiting.take(step * 0.1)
+        assert sum(len(e) for e in batch if e.client == "heavy") <= QUANTUM
+        if step % 4 == 0:
+            waiting.add("light", 10, now=step * 0.1)
+            assert "light" in clients(waiting.take(step * 0.1))
+
+
+def test_a_heavy_client_alone_fills_batches():
+    waiting = Waiting()
+    waiting.add("heavy", *[10] * 500)
+    assert tokens(waiting.take()) == 80
+
+
+def test_many_light_clients_fill_batches():
+    waiting = Waiting()
+    for i in range(20):
+        waiting.add(f"client {i}", 10)
+    assert tokens(waiting.take()) == 80
+
+
+def test_being_away_earns_nothing():
+    """A client that comes after a long time shares from then on; it does not catch up."""
+    waiting = Waiting()
+    waiting.add("first", *[10] * 1000)
+    for _ in range(50):
+        waiting.take()
+    waiting.add("late", *[10] * 1000)
+    taken = dict.fromkeys(["first", "late"], 0)
+    for _ in range(40):
+        for entry in waiting.take():
+            taken[entry.client] += len(entry)
+    assert taken["first"] == pytest.approx(taken["late"], rel=0.2)
+
+
+def test_a_flood_does_not_hide_others_from_length_grouping():
+    waiting = Waiting()
+    waiting.add("flood", *[50] * (3 * LOOKAHEAD), now=LONG_AGO)
+    waiting.add("other", 7, now=LONG_AGO)
+    assert [len(e) for e in waiting.take(0)] == [50] * 4
+    assert clients(waiting.take(0)) == {"other"}
+
+
+def test_equal_sequences_are_computed_once():
+    lanes = Lanes(max_batch_tokens=100, max_batch_items=8)
+    ids = np.arange(10)
+    first = lanes.add(ids, ("a", 0), lane="bulk", client="a", now=0)
+    assert lanes.add(ids.copy(), ("b", 3), lane="bulk", client="b", now=0) is first
+    assert (lanes.items, lanes.tokens) == (1, 10)
+    (taken,) = lanes.take(0, quantum=10)
+    late = lanes.add(ids, ("c", 0), lane="bulk", client="c", now=0)
+    assert late is taken, "what runs can be joined"
+    assert lanes.take(0, quantum=10) == []
+    assert [r[0] for r in taken.receivers] == ["a", "b", "c"]
+    lanes.finish([taken])
+    assert lanes.add(ids, ("d", 0), lane="bulk", client="d", now=0) is not first
+
+
+def test_bulk_work_that_an_interactive_request_waits_for_is_no_longer_bulk():
+    waiting = Waiting()
+    waiting.add("job", *[10] * 50, lane="bulk")
+    wanted = waiting.add("job", 11, lane="bulk")[0]
+    joined = waiting.lanes.add(
+        wanted.ids, ("person", 0), lane="interactive", client="person", now=0
+    )
+    assert joined is wanted
+    assert waiting.take() == [wanted]
+
+
+def test_what_nobody_wants_any_more_leaves():
+    lanes = Lanes(max_batch_tokens=100, max_batch_items=8)
+    ids = np.arange(10)
+    entry = lanes.add(ids, ("a", 0), lane="bulk", client="a", now=0)
+    lanes.add(ids, ("b", 0), lane="bulk", client="b", now=0)
+    lanes.leave(entry, "a")
+    assert lanes.items == 1, "somebody still waits for it"
+    lanes.leave(entry, "b")
+    assert (lanes.items, lanes.tokens, lanes.clients()) == (0, 0, 0)
+    lanes.leave(entry, "b")  # twice harms nothing
+    assert lanes.items == 0
+
+
+def test_clients_that_are_gone_are_forgotten():
+    waiting = Waiting()
+    for i in range(1000):
+        waiting.add(f"client {i}", 5, now=i)
+        waiting.take(i)
+    flows = sum(len(queue.flows) for queue in waiting.lanes._queues.values())
+    assert flows < 50
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["interactive", "bulk"]),
+            st.sampled_from("abc"),
+            st.integers(1, 60),
+            st.integers(0, 3),
+        ),
+        max_size=60,
+    ),
+    st.integers(1, 100),
+)
+def test_everything_that_comes_is_taken_once(arrivals, quantum):
+    """Whatever comes in whatever order: each sequence runs exactly once, and the books balance."""
+    waiting = Waiting(max_batch_tokens=100, max_batch_items=4)
+    come, gone = [], []
+    for step, (lane, client, length, takes) in enumerate(arrivals):
+        come += waiting.add(client, length, lane=lane, now=step)
+        for _ in range(takes):
+            gone += waiting.take(step, quantum)
+    while batch := waiting.take(len(arrivals), quantum):
+        gone += batch
+    assert len(gone) == len(come)
+    assert {id(e) for e in gone} == {id(e) for e in come}
+    assert (waiting.lanes.items, waiting.lanes.tokens) == (0, 0)
