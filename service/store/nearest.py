@@ -13,12 +13,12 @@ Refuses to know: SQLite, texts, margins.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from service.store import scan
 from service.store.index import Attached, Index, Mask, Snapshot
 from service.store.neighbourhoods import BEHIND_ROWS, NONE, Remembered
 from service.store.planner import plan
@@ -28,7 +28,7 @@ SLACK = 8
 """Candidates fetched beyond k, so that near-ties at the border rarely need a second scan."""
 GATHER_ROWS = 4_096
 SCAN_QUERIES = 64
-"""Queries in one scan: FAISS gains nothing from more, and other searches' threads wait for it."""
+"""Queries in one scan: a product gains little from more, and other searches' threads wait for it."""
 
 
 class Found(NamedTuple):
@@ -94,7 +94,7 @@ def _proposed(
     if n_behind := int(np.count_nonzero(mask[attached.tail :])):
         behind = np.zeros_like(mask)
         behind[attached.tail :] = mask[attached.tail :]
-        new = [p for p, _ in _candidates(snapshot, queries, min(fetch, n_behind), behind)]
+        new = [p for p, _ in scan.best(snapshot, queries, min(fetch, n_behind), behind)]
     for a, b in zip(old, new, strict=True):
         yield np.concatenate([a, b])
 
@@ -132,50 +132,15 @@ def _nearest(
             break
         unsure = []
         for q, (positions, floor) in zip(
-            pending, _candidates(snapshot, queries[pending], fetch, mask), strict=True
+            pending, scan.best(snapshot, queries[pending], fetch, mask), strict=True
         ):
             results[q] = _best(snapshot, queries[q], positions, k)
-            # FAISS adds in float32, in an order of its own: two unit vectors' product may be
+            # A product adds in float32, in an order of its own: two unit vectors' product may be
             # off by dim * 2^-24. Only below that is a row not fetched certainly not better.
             if results[q][1][-1] <= floor + 2 * snapshot.dim * 2.0**-24:
                 unsure.append(q)
         pending, fetch = np.array(unsure, np.int64), fetch * 4
     return results
-
-
-def _candidates(
-    snapshot: Snapshot, queries: Vectors, fetch: int, mask: Mask
-) -> Iterator[tuple[Index, float]]:
-    """Per query the `fetch` best rows as FAISS sees them, and its score of the last."""
-    scores, positions = [], []
-    n = len(queries)
-    # The stub of these two describes the C++ side, not what Python passes.
-    pointer: Any = faiss.swig_ptr
-    selector: Any = faiss.IDSelectorBitmap
-    queries = np.ascontiguousarray(queries)
-    with snapshot.threads.take(n):
-        for b, block in enumerate(snapshot.blocks):
-            here = mask[b * len(block) : (b + 1) * len(block)]
-            if not (k := min(fetch, int(here.sum()))):
-                continue
-            bits = np.packbits(here, bitorder="little")
-            s, i = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
-            faiss.knn_inner_product(
-                pointer(queries),
-                pointer(block),
-                snapshot.dim,
-                n,
-                len(here),
-                k,
-                pointer(s),
-                pointer(i),
-                selector(bits),
-            )
-            scores.append(s)
-            positions.append(i + b * len(block))
-    for s, p in zip(np.hstack(scores), np.hstack(positions), strict=True):
-        best = np.argpartition(-s, fetch - 1)[:fetch]
-        yield p[best], float(s[best].min())
 
 
 def _best(snapshot: Snapshot, query: Vectors, positions: Index, k: int) -> tuple[Index, Vectors]:
@@ -206,8 +171,7 @@ def neighbourhood(snapshot: Snapshot, positions: Index, *, exact: bool = True) -
         if chosen.any():
             made = make(snapshot, rows[chosen], found.at(chosen), exact)
             known.remember(rows[chosen], made, snapshot.number)
-            for field, values in zip(found, made, strict=True):
-                field[chosen] = values
+            found.put(chosen, made)
     return found.means()[where]
 
 

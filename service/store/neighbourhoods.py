@@ -48,6 +48,11 @@ class Remembered(NamedTuple):
             self.neighbours[chosen], self.cosines[chosen], self.seen[chosen], self.exact[chosen]
         )
 
+    def put(self, chosen: Mask, others: Remembered) -> None:
+        """Replace some by others; chosen: bool `[n]`."""
+        self.neighbours[chosen], self.cosines[chosen] = others.neighbours, others.cosines
+        self.seen[chosen], self.exact[chosen] = others.seen, others.exact
+
     def means(self) -> Vectors:
         """Mean cosine of each row, float32 `[n]`, over as many as there are; NaN over none."""
         there = np.count_nonzero(self.neighbours != NONE, axis=1)

@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 import pytest
 
-from service.store import caretaker, index, nearest, neighbourhoods, planner
+from service.store import caretaker, index, nearest, neighbourhoods, planner, scan
 from service.store.approximate import Approximate, Shape
 from service.store.index import Snapshot
 from service.store.neighbourhoods import Neighbourhoods
@@ -97,13 +97,13 @@ def test_a_write_costs_one_comparison_with_what_it_wrote(monkeypatch):
     asked = np.arange(200)
     nearest.neighbourhood(rows.snapshot, asked)
     compared = []
-    scan = nearest._candidates
+    before = scan.best
 
     def counting(snapshot, queries, fetch, mask):
         compared.append(len(queries) * int(np.count_nonzero(mask)))
-        return scan(snapshot, queries, fetch, mask)
+        return before(snapshot, queries, fetch, mask)
 
-    monkeypatch.setattr(nearest, "_candidates", counting)
+    monkeypatch.setattr(scan, "best", counting)
     nearest.neighbourhood(rows.snapshot, asked)
     assert compared == [], "nothing was written"
     rows.change(9, 0)
