@@ -3,7 +3,7 @@
     python -m benchmarks.store_margin PAIRS... [--model models/default]
 
 PAIRS are Parquet files with columns lang, src, trg (English). All their English sentences are one
-collection. Of each language up to 300 sentences are searched for in it, through the store, every
+collection. Of each language up to 200 sentences are searched for in it, through the store, every
 document compared; a first hit that is not the sentence's own translation is wrong. The texts should be
 ones that the model was not trained on.
 
@@ -25,7 +25,7 @@ from evaluation.subject import ArtifactSubject
 from service.store.local import LocalStore
 from service.store.protocol import Document, Query, Score
 
-PER_LANGUAGE, LANGUAGES, SHORTEST, LONGEST = 300, 40, 20, 200
+PER_LANGUAGE, LANGUAGES, SHORTEST, LONGEST = 200, 30, 20, 120
 SCORES: tuple[Score, Score] = ("cosine", "margin")
 
 

@@ -117,6 +117,13 @@ class Metrics:
             ["collection", "state"],
             registry=r,
         )
+        self.migrating = Gauge(
+            "mexma_migration_documents",
+            "Documents of a collection on its way to another encoder: embedded by it, left to do, "
+            "and failed",
+            ["collection", "state"],
+            registry=r,
+        )
         self.recall = Gauge(
             "mexma_collection_recall",
             "Share of the exact answer that approximate searches found, over the last 100 checks",
@@ -139,6 +146,16 @@ class Metrics:
             buckets=SECONDS,
             registry=r,
         )
+        self.refused = Counter(
+            "mexma_refused",
+            "Requests refused: no_key, unknown_key, role, cross_origin, quota, audit",
+            ["reason"],
+            registry=r,
+        )
+        self.keys_valid = Gauge(
+            "mexma_api_keys_valid", "0 when the key file has changed and cannot be read", registry=r
+        )
+        self.keys_valid.set(1)
         self.data_bytes = Gauge(
             "mexma_data_bytes", "Size of the file system that holds MEXMA_DATA_DIR", registry=r
         )
