@@ -179,7 +179,11 @@ def ctranslate2_run(
         vocabulary = {f"t{i}": i for i in range(model.model.config.vocab_size)}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t3"))
         PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, unk_token="t3", pad_token="t1", bos_token="t0", eos_token="t2"
+            tokenizer_object=tokenizer,
+            unk_token="t3",
+            pad_token="t1",
+            bos_token="t0",
+            eos_token="t2",
         ).save_pretrained(folder / "hf")
         model.model.save_pretrained(folder / "hf")
         ctranslate2.converters.TransformersConverter(str(folder / "hf")).convert(folder / "ct2")

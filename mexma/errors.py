@@ -16,6 +16,9 @@
     ├── EngineError                 inference failed
     │   └── NonFiniteVector         inference gave NaN or infinity for this item
     ├── Overloaded                  the queue is full; says when to come back
+    ├── QuotaExceeded               the client has used its tokens; says when to come back
+    ├── KeyFileError                the file of API keys was refused
+    ├── AuditError                  an administrator's act cannot be recorded, so it is not done
     ├── DeadlineExceeded            the work was not finished in the time given
     └── StoreError                  the vector store refused
         ├── CollectionNotFound
@@ -23,6 +26,7 @@
         ├── DocumentNotFound
         ├── BackupNotFound
         ├── FingerprintMismatch     vectors of another encoder
+        ├── CanaryMismatch          its encoder computes other vectors than when it was made
         ├── MigrationNotFound       the collection is not being moved to another encoder
         ├── MigrationConflict       what was asked of a migration is not possible in its phase
         ├── StoreUnavailable        its server does not answer; says when to come back
@@ -118,6 +122,24 @@ class Overloaded(MexmaError):
         self.retry_after_s = retry_after_s
 
 
+class QuotaExceeded(MexmaError):
+    """The client has spent its tokens. retry_after_s: a time after which they are granted.
+    limit: tokens a minute."""
+
+    def __init__(self, message: str, *, retry_after_s: float, limit: int):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.limit = limit
+
+
+class KeyFileError(MexmaError):
+    """The file of API keys cannot be used."""
+
+
+class AuditError(MexmaError):
+    """The record of administrators' acts cannot be written."""
+
+
 class DeadlineExceeded(MexmaError):
     """The work was not finished within its deadline."""
 
@@ -149,6 +171,10 @@ class FingerprintMismatch(StoreError):
         super().__init__(message)
         self.expected = expected
         self.found = found
+
+
+class CanaryMismatch(StoreError):
+    """The collection's encoder, as it runs here and now, makes other vectors than those stored."""
 
 
 class MigrationNotFound(StoreError):

@@ -11,26 +11,34 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi_swagger import patch_fastapi
 
 from mexma import __version__
 from mexma.encoder import Encoder
 from mexma.errors import StoreUnavailable
 from service import http_errors
+from service.access import Guard
+from service.audit import Audit
+from service.canaries import Canaries
 from service.demo import offer_demo
 from service.encoders import Encoders
+from service.gate import Gate
+from service.http_errors import ACCESS_ERRORS, documented
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder
+from service.migrator import Migrator
 from service.routes import (
     collections,
     documents,
     embeddings,
     health,
+    migrations,
     page,
     search,
     snapshots,
@@ -40,8 +48,10 @@ from service.schemas import EmbeddingRequest, TeiEmbedRequest
 from service.settings import Settings
 from service.shortcut import shortcut
 from service.state import State
+from service.store.migrations import Migrating
 from service.store.protocol import Store
 from service.tracing import TracedStore, Tracing
+from service.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +69,8 @@ def create_app(
     detector: LanguageDetector | None = None,
     further: Sequence[Encoder] = (),
     tracing: Tracing | None = None,
+    guard: Guard | None = None,
+    audit: Audit | None = None,
 ) -> FastAPI:
     """The service as an ASGI application.
 
@@ -66,14 +78,19 @@ def create_app(
     store: where collections live; the app closes it when it shuts down. detector: names the
     language of a text that comes without one. further: encoders served beside the default one,
     for collections that are theirs. tracing: where traces go; the app closes it, too.
+    guard: who may call; everybody without. audit: the record of administrators' acts.
     """
     metrics = Metrics()
+    guard = guard or Guard(None, origins=settings.cors_origins)
+    encoders = Encoders([encoder, *further], settings, metrics)
     state = State(
         settings=settings,
-        encoders=Encoders([encoder, *further], settings, metrics),
+        encoders=encoders,
         store=cast(Store, TracedStore(store)) if tracing else store,
         detector=detector or LanguageDetector(),
         metrics=metrics,
+        canaries=Canaries(encoders, store),
+        migrator=Migrator(encoders, store.migrations) if isinstance(store, Migrating) else None,
         starting="starting",
     )
     meter = LanguageMeter(state.detector, metrics, every=settings.language_sample_every)
@@ -92,11 +109,12 @@ def create_app(
     app.state.client_header = settings.client_header
     app.state.embedder = state.encoders.default
     http_errors.install(app)
-    app.include_router(embeddings.router(state))
+    refused = documented(*ACCESS_ERRORS)
+    app.include_router(embeddings.router(state), responses=refused)
     if settings.collections:
-        for routes in (collections, documents, search, snapshots):
-            app.include_router(routes.router(state))
-    app.include_router(tei.router(state))
+        for routes in (collections, documents, search, snapshots, migrations):
+            app.include_router(routes.router(state), responses=refused)
+    app.include_router(tei.router(state), responses=documented(*ACCESS_ERRORS, tei=True))
     app.include_router(health.router(state))
     app.include_router(page.router())
     # Swagger's files come from the package, not from a content network: /docs works offline.
@@ -106,6 +124,7 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         access_log=settings.access_log,
+        gate=Gate(guard, audit or Audit(None), metrics),
         tracing=tracing,
         metrics=metrics,
         shortcuts={
@@ -119,7 +138,41 @@ def create_app(
             ),
         },
     )
+    _describe_keys(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "x-request-id",
+                "x-lane",
+                "x-timeout-ms",
+            ],
+            expose_headers=["x-request-id", "x-encoder-fingerprint", "x-truncation", "retry-after"],
+            max_age=600,
+        )
     return app
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Say in the OpenAPI document that a key goes with requests, where there are keys."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        scheme = {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, where there are any",
+        }
+        document["components"]["securitySchemes"] = {"key": scheme}
+        document["security"] = [{"key": []}, {}]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 @asynccontextmanager
@@ -129,13 +182,33 @@ async def _lifespan(state: State, tracing: Tracing | None) -> AsyncIterator[None
     try:
         yield
     finally:
-        starting.cancel()
-        with suppress(asyncio.CancelledError):
-            await starting
+        for task in (starting, *state.tasks):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        if state.migrator is not None:
+            await state.migrator.stop()
         await state.encoders.stop()
         await asyncio.to_thread(state.store.close)
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
+
+
+async def _set_watchdogs(state: State) -> None:
+    settings = state.settings
+    if not settings.canary_every_s:
+        return
+    for embedder in state.encoders:
+        watchdog = Watchdog(
+            embedder,
+            state.metrics,
+            every_s=settings.canary_every_s,
+            deadline_s=health.CANARY_TIMEOUT_S,
+            stuck_s=settings.engine_timeout_s,
+        )
+        await watchdog.look()
+        state.watchdogs.append(watchdog)
+        state.tasks.add(asyncio.create_task(watchdog.run(), name="watchdog"))
 
 
 async def _start(state: State) -> None:
@@ -144,6 +217,8 @@ async def _start(state: State) -> None:
         await asyncio.to_thread(state.detector.detect, "warm up")
         for embedder in state.encoders:
             await embedder.embed(["warm up"])
+        if state.settings.collections:
+            await state.canaries.check_all()
         if state.settings.demo and state.settings.collections:
             state.starting = "filling_demo"
             try:
@@ -154,6 +229,9 @@ async def _start(state: State) -> None:
         state.starting = "start_failed"
         log.exception("the service could not start up and stays not ready")
         return
+    if state.migrator is not None and state.settings.collections:
+        state.migrator.start()
+    await _set_watchdogs(state)
     state.starting = None
     for embedder in state.encoders:
         encoder = embedder.encoder

@@ -99,6 +99,12 @@ class Metrics:
         self.batch_seconds = Histogram(
             "mexma_batch_seconds", "Time of a batch on the engine", buckets=SECONDS, registry=r
         )
+        self.engine_restarts = Counter(
+            "mexma_engine_restarts",
+            "Times that the watchdog started the engine anew: engine_stuck, engine_wrong",
+            ["reason"],
+            registry=r,
+        )
         self.spared_items = Counter(
             "mexma_spared_items",
             "Texts whose vector was in the cache, or being computed for another request already",
@@ -114,6 +120,13 @@ class Metrics:
         self.index_state = Gauge(
             "mexma_collection_index",
             "1 for the collection's index state: exact, building, approximate, corrupt",
+            ["collection", "state"],
+            registry=r,
+        )
+        self.migrating = Gauge(
+            "mexma_migration_documents",
+            "Documents of a collection on its way to another encoder: embedded by it, left to do, "
+            "and failed",
             ["collection", "state"],
             registry=r,
         )
@@ -139,6 +152,16 @@ class Metrics:
             buckets=SECONDS,
             registry=r,
         )
+        self.refused = Counter(
+            "mexma_refused",
+            "Requests refused: no_key, unknown_key, role, cross_origin, quota, audit",
+            ["reason"],
+            registry=r,
+        )
+        self.keys_valid = Gauge(
+            "mexma_api_keys_valid", "0 when the key file has changed and cannot be read", registry=r
+        )
+        self.keys_valid.set(1)
         self.data_bytes = Gauge(
             "mexma_data_bytes", "Size of the file system that holds MEXMA_DATA_DIR", registry=r
         )

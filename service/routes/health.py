@@ -9,8 +9,9 @@ from contextlib import suppress
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from mexma.errors import StoreUnavailable
+from mexma.errors import StoreError, StoreUnavailable
 from service.embedder import Embedder
+from service.http_errors import ACCESS_ERRORS, documented
 from service.schemas import Live, Ready
 from service.state import State
 
@@ -38,8 +39,8 @@ def router(state: State) -> APIRouter:
     async def ready(response: Response) -> Ready:
         """Whether to send traffic: started, the engine is not stuck, and its last batch worked.
 
-        After a failed batch the probe runs a sentence of its own, so that the service comes
-        back without waiting for a client to try.
+        A test sentence now and then finds out what no client has tried. After a failed batch the
+        probe runs one itself, so that the service comes back without waiting for either.
         """
         reason, detail = await _why_not(state)
         state.metrics.ready.set(reason is None)
@@ -56,7 +57,8 @@ def router(state: State) -> APIRouter:
             200: {
                 "description": "Prometheus exposition",
                 "content": {"text/plain": {"schema": {"type": "string"}}},
-            }
+            },
+            **documented(*ACCESS_ERRORS),
         },
     )
     async def show_metrics() -> Response:
@@ -73,8 +75,10 @@ def router(state: State) -> APIRouter:
             disk = shutil.disk_usage(state.settings.data_dir)
             metrics.data_bytes.set(disk.total)
             metrics.data_free_bytes.set(disk.free)
-        for gauge in (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness):
+        per_collection = (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness)
+        for gauge in (*per_collection, metrics.migrating):
             gauge.clear()  # of collections that are gone
+        await asyncio.to_thread(_count_migrations, state)
         for info in infos:
             metrics.documents.labels(info.name).set(info.count)
             metrics.index_state.labels(info.name, info.index_state).set(1)
@@ -87,9 +91,26 @@ def router(state: State) -> APIRouter:
     return routes
 
 
+def _count_migrations(state: State) -> None:
+    if state.migrator is None:
+        return
+    for name in state.migrator.migrations.names():
+        with suppress(StoreError):  # ended in this moment
+            info = state.migrator.migrations.describe(name)
+            gauge, failed = state.metrics.migrating, len(info.failed)
+            gauge.labels(name, "embedded").set(info.embedded)
+            gauge.labels(name, "failed").set(failed)
+            gauge.labels(name, "left").set(info.documents - info.embedded - failed)
+
+
 async def _why_not(state: State) -> tuple[str | None, str | None]:
     if state.starting:
         return state.starting, STARTING.get(state.starting, "the service is starting")
+    if off := state.canaries.off():
+        return "canary_mismatch", "; ".join(off.values())
+    for watchdog in state.watchdogs:
+        if watchdog.problem is not None:
+            return watchdog.problem
     for embedder in state.encoders:
         reason, detail = await _why_not_engine(embedder, state.settings.engine_timeout_s)
         if reason is not None:
@@ -110,7 +131,7 @@ async def _why_not_engine(embedder: Embedder, limit_s: float) -> tuple[str | Non
         canary = embedder.encoder.tokenizer.encode(["ready?"])[0].ids
         try:
             async with asyncio.timeout(CANARY_TIMEOUT_S):
-                job = await batcher.submit([canary])
+                job = await batcher.submit([canary], fresh=True)
         except TimeoutError:
             return "engine_slow", f"a test sentence took longer than {CANARY_TIMEOUT_S:g} s"
         if job.errors:

@@ -17,6 +17,7 @@ Refuses to know: FAISS, languages, ranking.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sqlite3
@@ -61,12 +62,30 @@ CREATE TABLE documents (
 
 @dataclass(frozen=True)
 class Header:
-    """What a collection is, written once. created_at: RFC 3339, UTC."""
+    """What a collection is, written once. created_at: RFC 3339, UTC.
+
+    canaries: vectors of fixed sentences by its encoder, as `Header.pack` writes them; "" for none.
+    """
 
     name: str
     dim: int
     fingerprint: str
     created_at: str
+    canaries: str = ""
+
+    @staticmethod
+    def pack(vectors: Vectors | None) -> str:
+        """Base64 of the little-endian float32 components of vectors `[n, dim]`."""
+        if vectors is None:
+            return ""
+        return base64.b64encode(vectors.astype("<f4").tobytes()).decode()
+
+    def canary_vectors(self) -> Vectors | None:
+        """float32 `[n, dim]`, as they were packed."""
+        if not self.canaries:
+            return None
+        numbers = np.frombuffer(base64.b64decode(self.canaries), "<f4")
+        return numbers.astype(np.float32, copy=False).reshape(-1, self.dim)
 
 
 class Row(NamedTuple):
@@ -116,8 +135,28 @@ def translated(path: Path) -> Iterator[None]:
 class Transaction:
     """The writes of one transaction; obtained from `Database.transaction`."""
 
-    def __init__(self, connection: sqlite3.Connection):
+    def __init__(self, connection: sqlite3.Connection, path: Path):
         self._connection = connection
+        self._path = path
+
+    @property
+    def open(self) -> bool:
+        """Whether it can still be committed: SQLite ends some itself, as when the disk is full."""
+        return self._connection.in_transaction
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """A part of the transaction that happens as a whole or not at all."""
+        with translated(self._path):
+            self._connection.execute("SAVEPOINT part")
+            try:
+                yield
+            except BaseException:
+                if self.open:
+                    self._connection.execute("ROLLBACK TO part")
+                    self._connection.execute("RELEASE part")
+                raise
+            self._connection.execute("RELEASE part")
 
     def rids(self, ids: Sequence[str]) -> dict[str, int]:
         """The rid of each of these ids that exists."""
@@ -223,7 +262,8 @@ class Database:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 reached("write: begun")
-                yield Transaction(self._writer)
+                yield Transaction(self._writer, self.path)
+                reached("write: prepared")
                 self._writer.execute("COMMIT")
                 reached("write: committed")
             except BaseException:
