@@ -224,9 +224,9 @@ def priority(real_time: bool) -> Iterator[None]:
     """All threads of this process before any other's, where asked for and allowed."""
 
     def schedule(policy: int, level: int) -> None:
-        for thread in os.listdir("/proc/self/task"):
+        for thread in Path("/proc/self/task").iterdir():
             try:
-                os.sched_setscheduler(int(thread), policy, os.sched_param(level))
+                os.sched_setscheduler(int(thread.name), policy, os.sched_param(level))
             except ProcessLookupError:
                 continue
 
