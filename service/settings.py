@@ -51,10 +51,10 @@ class Settings(BaseSettings):
     )
     engine: Engine = Field(
         "auto",
-        description="What computes on a CPU. auto takes this project's own amx (bf16, for compact artifacts) "
-        "or avx512 (fp32) where the processor has it, and ONNX Runtime elsewhere; avx512_bf16, avx2 and "
-        "portable must be named; `/v1/models` and the log say which, and why. Naming one insists on it: a machine that "
-        "cannot run it is refused at start.",
+        description="What computes on a CPU. auto takes this project's own amx (bf16, for compact "
+        "artifacts) or avx512 (fp32) where the processor has it, and ONNX Runtime elsewhere; "
+        "avx512_bf16, avx2 and portable must be named. `/v1/models` and the log say which, and why. "
+        "Naming one insists on it: a machine that cannot run it is refused at start.",
     )
     threads: int = Field(
         0,
