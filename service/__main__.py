@@ -19,6 +19,7 @@ from mexma.encoder import OnnxEncoder
 from mexma.errors import InstallationError, MexmaError, StoreError
 from mexma.installation import check_installation
 from service.app import create_app
+from service.one_write import OneWriteProtocol
 from service.settings import Settings
 from service.store.local import LocalStore
 
@@ -90,7 +91,7 @@ def serve(settings: Settings) -> None:
     config = uvicorn.Config(
         create_app(settings, encoder=encoder, store=store),
         loop="uvloop",
-        http="httptools",
+        http=OneWriteProtocol,
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=GRACE_S,

@@ -14,6 +14,7 @@ from functools import partial
 
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
+from starlette.types import Receive, Scope, Send
 
 from mexma import __version__
 from mexma.encoder import Encoder
@@ -47,13 +48,22 @@ Texts in any of the model's languages become vectors in one space; a collection 
 neighbours of a text in other languages in one call."""
 
 
+class Service(FastAPI):
+    """The application, inside the border that every request passes."""
+
+    border: RequestBorder | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.border or super().__call__)(scope, receive, send)
+
+
 def create_app(
     settings: Settings,
     *,
     encoder: Encoder,
     store: Store,
     detector: LanguageDetector | None = None,
-) -> FastAPI:
+) -> Service:
     """The service as an ASGI application.
 
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
@@ -71,7 +81,7 @@ def create_app(
         metrics=metrics,
         starting="starting",
     )
-    app = FastAPI(
+    app = Service(
         title="mexma",
         version=__version__,
         description=DESCRIPTION,
@@ -92,8 +102,8 @@ def create_app(
     app.include_router(page.router())
     # Swagger's files come from the package, not from a content network: /docs works offline.
     patch_fastapi(app, redirect_from_root_to_docs=False)
-    app.add_middleware(
-        RequestBorder,
+    app.border = RequestBorder(
+        partial(FastAPI.__call__, app),
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         metrics=metrics,
