@@ -16,6 +16,7 @@
     ├── EngineError                 inference failed
     │   └── NonFiniteVector         inference gave NaN or infinity for this item
     ├── Overloaded                  the queue is full; says when to come back
+    │   └── EngineAway              the engine's process is being restarted
     ├── DeadlineExceeded            the work was not finished in the time given
     └── StoreError                  the vector store refused
         ├── CollectionNotFound
@@ -112,6 +113,10 @@ class Overloaded(MexmaError):
     def __init__(self, message: str, *, retry_after_s: float):
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class EngineAway(Overloaded):
+    """The process that has the engine died, or has not come up again yet."""
 
 
 class DeadlineExceeded(MexmaError):

@@ -10,6 +10,8 @@ import signal
 import socket
 import sys
 import textwrap
+from functools import partial
+from pathlib import Path
 
 import uvicorn
 from pydantic import ValidationError
@@ -22,6 +24,9 @@ from service.app import create_app
 from service.one_write import OneWriteProtocol
 from service.settings import Settings
 from service.store.local import LocalStore
+from service.workers.engine_socket import listen
+from service.workers.front import ENGINE_SOCKET, HTTP_SOCKET
+from service.workers.supervisor import Supervisor
 
 log = logging.getLogger("mexma")
 
@@ -66,6 +71,27 @@ def serve(settings: Settings) -> None:
     # tokenised by one thread, requests by two.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     listener = _listen(settings.host, settings.port)
+    if not settings.http_workers:
+        _serve_all(settings, listener)
+        return
+    supervisor = Supervisor(
+        settings, listener, partial(_serve_engine, settings, listener),
+        grace_s=GRACE_S, keep_alive_s=KEEP_ALIVE_S,
+    )  # fmt: skip
+    if status := supervisor.run():
+        sys.exit(status)
+
+
+def _serve_engine(settings: Settings, listener: socket.socket, folder: Path) -> None:
+    """The engine's process of several: the whole service, on Unix sockets in `folder`."""
+    try:
+        _serve_all(settings, listener, folder)
+    except MexmaError as error:
+        sys.exit(f"mexma-serve: {error}")
+
+
+def _serve_all(settings: Settings, listener: socket.socket, folder: Path | None = None) -> None:
+    """Load everything and serve it, at `listener` or for HTTP workers at sockets in `folder`."""
     encoder = OnnxEncoder(settings.model, device=settings.device, threads=settings.threads)
     try:
         store = LocalStore(
@@ -88,14 +114,20 @@ def serve(settings: Settings) -> None:
         settings.device,
         settings.data_dir.absolute(),
     )
+    engine_socket = None
+    if folder is not None:
+        listener = listen(folder / HTTP_SOCKET)
+        engine_socket = folder / ENGINE_SOCKET
     config = uvicorn.Config(
-        create_app(settings, encoder=encoder, store=store),
+        create_app(settings, encoder=encoder, store=store, engine_socket=engine_socket),
         loop="uvloop",
         http=OneWriteProtocol,
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=KEEP_ALIVE_S,
+        # from the folder, which is this user's alone, only workers come
+        forwarded_allow_ips=None if folder is None else "*",
     )
     uvicorn.Server(config).run(sockets=[listener])
 

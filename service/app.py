@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
@@ -39,6 +40,7 @@ from service.settings import Settings
 from service.shortcut import shortcut
 from service.state import State
 from service.store.protocol import Store
+from service.workers.engine_socket import offer_engine
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +65,13 @@ def create_app(
     encoder: Encoder,
     store: Store,
     detector: LanguageDetector | None = None,
+    engine_socket: Path | None = None,
 ) -> Service:
     """The service as an ASGI application.
 
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
     store: where collections live; the app closes it when it shuts down. detector: names the
-    language of a text that comes without one.
+    language of a text that comes without one. engine_socket: where HTTP workers find the engine.
     """
     metrics = Metrics()
     metrics.encoder.labels(encoder.manifest.name, encoder.fingerprint).set(1)
@@ -89,7 +92,7 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         strict_content_type=False,  # JsonRoute answers 415 itself
-        lifespan=lambda _: _lifespan(state),
+        lifespan=lambda _: _lifespan(state, engine_socket),
     )
     app.state.client_header = settings.client_header
     app.state.embedder = state.embedder
@@ -110,11 +113,13 @@ def create_app(
         shortcuts={
             "/v1/embeddings": shortcut(
                 EmbeddingRequest,
-                partial(embeddings.answer, state),
+                partial(embeddings.answer, state.embedder),
                 client_header=settings.client_header,
             ),
             "/embed": shortcut(
-                TeiEmbedRequest, partial(tei.answer, state), client_header=settings.client_header
+                TeiEmbedRequest,
+                partial(tei.answer, state.embedder),
+                client_header=settings.client_header,
             ),
         },
     )
@@ -122,11 +127,15 @@ def create_app(
 
 
 @asynccontextmanager
-async def _lifespan(state: State) -> AsyncIterator[None]:
+async def _lifespan(state: State, engine_socket: Path | None) -> AsyncIterator[None]:
     state.embedder.batcher.start()
     starting = asyncio.create_task(_start(state), name="start")
     try:
-        yield
+        if engine_socket is None:
+            yield
+        else:
+            async with offer_engine(state.embedder, state.metrics, engine_socket):
+                yield
     finally:
         starting.cancel()
         with suppress(asyncio.CancelledError):

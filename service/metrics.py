@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -147,6 +147,13 @@ class Metrics:
             )
         found[0].inc()
         found[1].observe(seconds)
+
+    def relayed(self, name: str, arguments: dict[str, Any]) -> None:
+        """What an HTTP worker saw: `answered` or `embedded`, with its arguments."""
+        if name == "answered":
+            self.answered(**arguments)
+        elif name == "embedded":
+            self.embedded(**arguments)
 
     def render(self) -> bytes:
         """The exposition text."""

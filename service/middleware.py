@@ -97,9 +97,10 @@ class RequestBorder:
         except ClientGone:
             pass
         finally:
-            if path is None:
-                path = getattr(scope.get("route"), "path", "unmatched")
-            self.metrics.answered(path, status, time.monotonic() - started)
+            if not scope.get("answered_elsewhere"):  # there it was counted
+                if path is None:
+                    path = getattr(scope.get("route"), "path", "unmatched")
+                self.metrics.answered(path, status, time.monotonic() - started)
 
     async def _receive_body(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send

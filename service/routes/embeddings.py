@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from service.caller import Caller, caller
-from service.embedder import Embedded
+from service.embedder import Embedded, Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
@@ -29,7 +29,7 @@ from service.vectors import (
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["embeddings"])
-    manifest = state.encoder.manifest
+    manifest, embedder = state.encoder.manifest, state.embedder
 
     @routes.post(
         "/v1/embeddings",
@@ -47,7 +47,7 @@ def router(state: State) -> APIRouter:
         body: EmbeddingRequest, request: Request, asks: Annotated[Caller, Depends(caller)]
     ) -> Response:
         """Embed text or token ids."""
-        return await unless_gone(request, answer(state, body, asks, wants_npy(request)))
+        return await unless_gone(request, answer(embedder, body, asks, wants_npy(request)))
 
     @routes.get("/v1/models", response_model=ModelList)
     async def list_models() -> ModelList:
@@ -68,9 +68,9 @@ def router(state: State) -> APIRouter:
     return routes
 
 
-async def answer(state: State, body: EmbeddingRequest, asks: Caller, npy: bool) -> Response:
+async def answer(embedder: Embedder, body: EmbeddingRequest, asks: Caller, npy: bool) -> Response:
     """The response to a sound request. Raises what `Embedder.embed` does."""
-    embedder, encoder = state.embedder, state.encoder
+    encoder = embedder.encoder
     embed: Any = embedder.embed if isinstance(body.input[0], str) else embedder.embed_ids
     embedded: Embedded = await embed(
         body.input, truncate=body.truncate, partial=body.partial, caller=asks
