@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from service.workers.arena import Arena, Layout
 from service.workers.wire import DONE, JOB, REFUSED, Frames, Kind, Submission, errors_to_json
 
 log = logging.getLogger(__name__)
+
+# A connection that does not say what it is in this time is no worker.
+WELCOME_S = 5.0
 
 
 class WorkerConnection(Frames):
@@ -112,46 +115,62 @@ def listen(path: Path) -> socket.socket:
 async def offer_engine(embedder: Embedder, metrics: Metrics, path: Path) -> AsyncIterator[None]:
     """Take workers at the Unix socket `path` as long as the context lasts."""
     listener = listen(path)
-    accepting = asyncio.create_task(_accept(listener, embedder, metrics), name="workers")
-    try:
+    async with Reception(embedder, metrics, listener):
         yield
-    finally:
-        accepting.cancel()
-        with suppress(asyncio.CancelledError):
-            await accepting
-        listener.close()
 
 
-async def _accept(listener: socket.socket, embedder: Embedder, metrics: Metrics) -> None:
-    loop = asyncio.get_running_loop()
-    welcomes: set[asyncio.Task[None]] = set()
-    while True:
-        connection, _ = await loop.sock_accept(listener)
-        welcome = loop.create_task(_welcome(connection, embedder, metrics))
-        welcomes.add(welcome)
-        welcome.add_done_callback(welcomes.discard)
+class Reception:
+    """Accepts workers, and sees them out at the end."""
 
+    def __init__(self, embedder: Embedder, metrics: Metrics, listener: socket.socket):
+        self._embedder, self._metrics, self._listener = embedder, metrics, listener
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[WorkerConnection] = set()
 
-async def _welcome(connection: socket.socket, embedder: Embedder, metrics: Metrics) -> None:
-    """The first byte comes with the descriptor of the worker's memory."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(connection, readable.set)
-    try:
-        async with asyncio.timeout(5):
-            await readable.wait()
-    except TimeoutError:
-        connection.close()
-        return
-    finally:
-        loop.remove_reader(connection)
-    try:
-        _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-        arena = Arena(descriptors[0])
-    except (OSError, IndexError, ValueError) as error:
-        log.warning("a worker connected without its memory: %s", error)
-        connection.close()
-        return
-    await loop.connect_accepted_socket(
-        lambda: WorkerConnection(embedder, metrics, arena), connection
-    )
+    async def __aenter__(self) -> None:
+        self._spawn(self._accept())
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        self._listener.close()
+        for connection in self._connections:
+            connection.close()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="workers")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(self._listener)
+            self._spawn(self._welcome(connection))
+
+    async def _welcome(self, connection: socket.socket) -> None:
+        """The first byte comes with the descriptor of the worker's memory."""
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(connection, readable.set)
+        try:
+            async with asyncio.timeout(WELCOME_S):
+                await readable.wait()
+        except TimeoutError:
+            connection.close()
+            return
+        finally:
+            loop.remove_reader(connection)
+        try:
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+            arena = Arena(descriptors[0])
+        except (OSError, IndexError, ValueError) as error:
+            log.warning("a worker connected without its memory: %s", error)
+            connection.close()
+            return
+        _, worker = await loop.connect_accepted_socket(
+            lambda: WorkerConnection(self._embedder, self._metrics, arena), connection
+        )
+        self._connections = {c for c in self._connections if c.open} | {worker}

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 ARENA_BYTES = 64 * 2**20
 RETRY_S = 0.1
 FLUSH_S = 0.1
+# Kept while there is nobody to tell.
+MAX_OBSERVED = 10_000
 ERRORS = {e.__name__: e for e in (EngineError, NonFiniteVector)}
 
 
@@ -138,12 +140,13 @@ class RemoteBatcher:
         """Tell the other process's metrics, soon."""
         if not self._observed:
             asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
-        self._observed.append((name, arguments))
+        if len(self._observed) < MAX_OBSERVED:
+            self._observed.append((name, arguments))
 
     def _flush(self) -> None:
-        observed, self._observed = self._observed, []
-        if observed and self._connection is not None and self._ready:
-            self._connection.send_json(Kind.OBSERVED, observed)
+        if self._connection is not None and self._ready and self._observed:
+            self._connection.send_json(Kind.OBSERVED, self._observed)
+            self._observed = []
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -173,6 +176,7 @@ class RemoteBatcher:
                 )
                 return
             self._ready = True
+            self._flush()
         elif kind is Kind.DONE:
             number, queue_s, inference_s = DONE.unpack_from(payload)
             self._done(number, queue_s, inference_s, payload[DONE.size :])

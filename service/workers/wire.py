@@ -77,6 +77,10 @@ class Frames(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
+    @property
+    def open(self) -> bool:
+        return self.transport is not None and not self.transport.is_closing()
+
     def send(self, kind: Kind, payload: bytes) -> None:
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(FRAME.pack(len(payload), kind) + payload)
