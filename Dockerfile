@@ -1,31 +1,58 @@
-# Serving only: no torch, no compiler, no root.
+# Serving only: no torch, no compiler, no installer, no root. Two targets, cpu (the default) and gpu:
 #   docker build -t mexma .
-#   docker run --rm -p 8080:8080 -v mexma-data:/data mexma
-ARG PYTHON=3.11
+#   docker build -t mexma:gpu --target gpu .
+#   docker run --rm -p 8080:8080 --read-only --tmpfs /tmp -v mexma-data:/data mexma
+# BASE is any Debian with python3 3.11 or newer and its venv module.
+ARG BASE=python:3.11-slim-bookworm
 
-FROM python:${PYTHON}-slim AS build
-WORKDIR /app
-RUN python -m venv /opt/venv
+FROM ${BASE} AS build
+# g++ and Python's headers are for compiled parts of the package; neither leaves this stage.
+RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends g++ >/dev/null \
+ && { test -f "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+      || apt-get install -qq -y --no-install-recommends python3-dev >/dev/null; } \
+ && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# Locked dependencies first: this layer is rebuilt only when they change.
+WORKDIR /build
 COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print('\n'.join(p['dependencies'] + p['optional-dependencies']['cpu']))" > requirements.txt \
- && pip install -c constraints.txt -r requirements.txt
 
-FROM python:${PYTHON}-slim
-RUN useradd --uid 10001 --create-home mexma && install -d -o mexma /data
-COPY --from=build /opt/venv /opt/venv
+# Locked dependencies first: this layer is made anew only when they change.
+FROM build AS dependencies-cpu
+RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+x = p['optional-dependencies']; print('\n'.join(p['dependencies'] + x['cpu'] + x['otel']))" > r.txt \
+ && pip install -q -c constraints.txt -r r.txt
+
+FROM build AS dependencies-gpu
+RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+x = p['optional-dependencies']; print('\n'.join(p['dependencies'] + x['gpu'] + x['otel']))" > r.txt \
+ && pip install -q -c constraints.txt -r r.txt
+
+# The project, without the rooms that need torch, and then the installer goes.
+FROM dependencies-cpu AS build-cpu
+COPY . .
+RUN sh deploy/install_served.sh
+
+FROM dependencies-gpu AS build-gpu
+COPY . .
+RUN sh deploy/install_served.sh
+
+FROM ${BASE} AS runtime
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin mexma \
+ && install -d -o mexma -g mexma /data
 WORKDIR /app
-COPY mexma mexma
-COPY service service
 COPY models models
 COPY LICENSE NOTICE ./
-USER mexma
+USER 10001:10001
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    MEXMA_HOST=0.0.0.0 MEXMA_DATA_DIR=/data
+    MEXMA_HOST=0.0.0.0 MEXMA_MODEL=/app/models/default MEXMA_DATA_DIR=/data
 VOLUME /data
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD \
-  ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health/ready')"]
-CMD ["python", "-m", "service"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s CMD ["python3", "-m", "service.probe"]
+CMD ["mexma-serve"]
+
+FROM runtime AS gpu
+COPY --from=build-gpu /opt/venv /opt/venv
+ENV MEXMA_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+FROM runtime AS cpu
+COPY --from=build-cpu /opt/venv /opt/venv

@@ -9,7 +9,7 @@ ifdef PORT
 export MEXMA_PORT := $(PORT)
 endif
 
-.PHONY: help serve dev test lint bench docs browser clean
+.PHONY: help serve dev test lint bench docs browser tools image clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,7 +17,7 @@ help: ## what there is
 serve: $(VENV)/.serve ## install what serving needs, once, and serve the default model
 	@exec $(BIN)/mexma-serve
 
-test: lint browser ## install what tests need, once; lint, types, floors, docs and all tests
+test: lint browser tools ## install what tests need, once; lint, types, floors, docs and all tests
 	$(BIN)/python -m pytest $(PYTEST)
 
 dev: $(VENV)/.dev ## install what exporting, training and tests need (torch among it), once
@@ -33,6 +33,7 @@ bench: $(VENV)/.dev ## what of the engine reaches the clients
 
 docs: $(VENV)/.dev ## write the reference pages anew from the code
 	$(BIN)/python -m docs.reference
+	$(BIN)/python -m deploy.dashboard
 
 # The page is tested in a real browser. Debian's is installed where there is none.
 browser: $(VENV)/.dev ## install Chromium where there is none
@@ -41,6 +42,14 @@ browser: $(VENV)/.dev ## install Chromium where there is none
 	  $$SUDO apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -qq -y --no-install-recommends chromium >/dev/null && \
 	  $(BIN)/python -m tests.browser; }
+
+tools: $(VENV)/.dev ## install helm and prometheus where they are missing
+	@$(BIN)/python -m tests.deploy.tools
+
+image: $(BIN)/python ## build the Dockerfile and run the service in it, without a container engine (root, Debian)
+	@for tool in buildah debootstrap; do command -v $$tool >/dev/null || \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$tool >/dev/null; done
+	$(BIN)/python deploy/try_image.py --work build/image
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}")'
@@ -53,7 +62,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 # --group needs pip 25.1. The extra export brings torch.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -U 'pip>=25.1'
-	$(PIP) install -q -c constraints.txt -e '.[cpu,export,evaluate]' --group dev
+	$(PIP) install -q -c constraints.txt -e '.[cpu,otel,export,evaluate,milvus]' --group dev
 	@touch $@ $(VENV)/.serve
 
 clean: ## remove what was installed and cached; collections stay

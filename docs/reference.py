@@ -25,6 +25,7 @@ def settings_page() -> str:
     ]
     for name, field in Settings.model_fields.items():
         default = "models/default" if field.default == DEFAULT_MODEL else str(field.default)
+        default = default or "(empty)"
         lines += ["", f"## `MEXMA_{name.upper()}`", "", f"Default: `{default}`", ""]
         lines += [str(field.description)]
     return "\n".join(lines) + "\n"
@@ -47,6 +48,12 @@ def metrics_page() -> str:
             name = metric._name + ("_total" if metric._type == "counter" else "")
             labels = ", ".join(f"`{label}`" for label in metric._labelnames)
             lines.append(f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |")
+    lines += [
+        "",
+        "Beside these, Prometheus's usual ones of a process: `process_resident_memory_bytes`,",
+        "`process_virtual_memory_bytes`, `process_cpu_seconds_total`, `process_start_time_seconds`,",
+        "`process_open_fds` and `process_max_fds`.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -24,6 +24,10 @@
         ├── DocumentNotFound
         ├── BackupNotFound
         ├── FingerprintMismatch     vectors of another encoder
+        ├── MigrationNotFound       the collection is not being moved to another encoder
+        ├── MigrationConflict       what was asked of a migration is not possible in its phase
+        ├── StoreUnavailable        its server does not answer; says when to come back
+        ├── StoreUnsupported        this kind of store cannot do that
         ├── StoreFailed             the disk is full, or does not read or write; nothing was changed
         └── StoreCorrupt            stored data does not verify
 
@@ -150,6 +154,28 @@ class FingerprintMismatch(StoreError):
         super().__init__(message)
         self.expected = expected
         self.found = found
+
+
+class MigrationNotFound(StoreError):
+    """The collection has vectors of one encoder only."""
+
+
+class MigrationConflict(StoreError):
+    """A migration cannot do this now; says what it waits for, or what it is doing already."""
+
+
+class StoreUnavailable(StoreError):
+    """The store's server does not answer. What was being written may or may not have been; it can
+    be sent again as it was. retry_after_s: a time after which it may answer.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 5.0):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StoreUnsupported(StoreError):
+    """This kind of store cannot do that, now or later; the message says what can."""
 
 
 class StoreFailed(StoreError):

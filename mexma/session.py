@@ -10,8 +10,13 @@ import os
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
+
+# Read when the library is loaded. Without it onnxruntime 1.32 keeps a database of events in the user's
+# home and reports them to its maker over the network; its `disable_telemetry_events` comes too late.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime as ort
 
 from mexma.artifact import Artifact
 from mexma.errors import ArtifactError, DeviceUnavailable, EngineError

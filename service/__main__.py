@@ -8,10 +8,12 @@ import os
 import re
 import signal
 import socket
+import ssl
 import sys
 import textwrap
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from pydantic import ValidationError
@@ -20,10 +22,13 @@ from mexma import __version__
 from mexma.encoder import OnnxEncoder
 from mexma.errors import InstallationError, MexmaError, StoreError
 from mexma.installation import check_installation
+from service import logs
 from service.app import create_app
 from service.one_write import OneWriteProtocol
 from service.settings import Settings
 from service.store.local import LocalStore
+from service.store.protocol import Store
+from service.tracing import start_tracing
 from service.workers.engine_socket import listen
 from service.workers.front import ENGINE_SOCKET, HTTP_SOCKET
 from service.workers.supervisor import Supervisor
@@ -60,9 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def serve(settings: Settings) -> None:
     """Build the app from `settings` and run it. Raises MexmaError when it cannot start."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(settings.log_level, settings.log_format)
     # uvicorn's own lines repeat what is said here.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
     for package, distribution in check_installation().items():
@@ -75,9 +78,11 @@ def serve(settings: Settings) -> None:
         _serve_all(settings, listener)
         return
     supervisor = Supervisor(
-        settings, listener, partial(_serve_engine, settings, listener),
-        grace_s=GRACE_S, keep_alive_s=KEEP_ALIVE_S,
-    )  # fmt: skip
+        settings,
+        partial(_serve_engine, settings, listener),
+        partial(_run, settings, listener),
+        grace_s=GRACE_S,
+    )
     if status := supervisor.run():
         sys.exit(status)
 
@@ -92,44 +97,95 @@ def _serve_engine(settings: Settings, listener: socket.socket, folder: Path) -> 
 
 def _serve_all(settings: Settings, listener: socket.socket, folder: Path | None = None) -> None:
     """Load everything and serve it, at `listener` or for HTTP workers at sockets in `folder`."""
-    encoder = OnnxEncoder(settings.model, device=settings.device, threads=settings.threads)
-    try:
-        store = LocalStore(
-            settings.data_dir,
-            threads=encoder.session.threads,
-            index_memory_bytes=settings.index_memory_mb << 20,
-            recall_check_every=settings.recall_check_every,
-        )
-    except (OSError, StoreError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise StoreError(
-            f"MEXMA_DATA_DIR {settings.data_dir.absolute()} cannot hold collections: {reason}"
-        ) from error
+    encoder, *further = (
+        OnnxEncoder(path, device=settings.device, threads=settings.threads)
+        for path in (settings.model, *settings.further_models)
+    )
+    store, place = _store(settings, encoder.session.threads)
     host, port = listener.getsockname()[:2]
     log.info(
-        "serving %s on http://%s:%s (%s), collections in %s",
-        encoder.manifest.name,
+        "serving %s on %s://%s:%s (%s), collections in %s",
+        ", ".join(e.manifest.name for e in (encoder, *further)),
+        "https" if settings.tls_cert else "http",
         f"[{host}]" if ":" in host else host,
         port,
         settings.device,
-        settings.data_dir.absolute(),
+        place,
     )
-    engine_socket = None
-    if folder is not None:
-        listener = listen(folder / HTTP_SOCKET)
-        engine_socket = folder / ENGINE_SOCKET
+    app = create_app(
+        settings,
+        encoder=encoder,
+        store=store,
+        further=further,
+        tracing=start_tracing(settings),
+        engine_socket=None if folder is None else folder / ENGINE_SOCKET,
+    )
+    if folder is None:
+        _run(settings, listener, app)
+    else:  # from the folder, which is this user's alone, only workers come
+        plain = {"ssl_certfile": None, "ssl_keyfile": None}
+        _run(settings, listen(folder / HTTP_SOCKET), app, forwarded_allow_ips="*", **plain)
+
+
+def _run(settings: Settings, listener: socket.socket, app: Any, **options: Any) -> None:
+    """Serve `app` at `listener` until told to stop."""
     config = uvicorn.Config(
-        create_app(settings, encoder=encoder, store=store, engine_socket=engine_socket),
+        app,
         loop="uvloop",
         http=OneWriteProtocol,
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=KEEP_ALIVE_S,
-        # from the folder, which is this user's alone, only workers come
-        forwarded_allow_ips=None if folder is None else "*",
+        server_header=False,
+        **(_tls(settings) | options),
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _store(settings: Settings, threads: int) -> tuple[Store, str]:
+    """The store that the settings choose, and where it is."""
+    if settings.milvus_uri:
+        from service.store.milvus.store import MilvusStore  # noqa: PLC0415 - brings grpc
+
+        milvus = MilvusStore(
+            settings.milvus_uri,
+            token=settings.milvus_token.get_secret_value(),
+            database=settings.milvus_database,
+            timeout_s=settings.milvus_timeout_s,
+            index=settings.milvus_index,
+        )
+        return milvus, f"Milvus at {milvus.place}"
+    folder = settings.data_dir.absolute()
+    try:
+        store = LocalStore(
+            settings.data_dir,
+            threads=threads,
+            index_memory_bytes=settings.index_memory_mb << 20,
+            recall_check_every=settings.recall_check_every,
+        )
+    except (OSError, StoreError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(f"MEXMA_DATA_DIR {folder} cannot hold collections: {reason}") from error
+    return store, str(folder)
+
+
+def _tls(settings: Settings) -> dict[str, Any]:
+    """uvicorn's arguments for HTTPS. Raises InstallationError when the files cannot be used."""
+    if settings.tls_cert is None and settings.tls_key is None:
+        return {}
+    if settings.tls_cert is None or settings.tls_key is None:
+        raise InstallationError("MEXMA_TLS_CERT and MEXMA_TLS_KEY go together; one of them is set")
+    try:
+        # The password is given so that an encrypted key is refused instead of asked about.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except OSError as error:  # SSLError is one
+        raise InstallationError(
+            f"MEXMA_TLS_CERT {settings.tls_cert} and MEXMA_TLS_KEY {settings.tls_key} cannot be "
+            f"used: {error.strerror or error}"
+        ) from error
+    return {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}
 
 
 def _listen(host: str, port: int) -> socket.socket:

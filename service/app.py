@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
@@ -19,9 +20,11 @@ from starlette.types import Receive, Scope, Send
 
 from mexma import __version__
 from mexma.encoder import Encoder
+from mexma.errors import StoreUnavailable
 from service import http_errors
 from service.demo import offer_demo
-from service.embedder import Embedder
+from service.encoders import Encoders
+from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder
@@ -40,6 +43,7 @@ from service.settings import Settings
 from service.shortcut import shortcut
 from service.state import State
 from service.store.protocol import Store
+from service.tracing import TracedStore, Tracing
 from service.workers.engine_socket import offer_engine
 
 log = logging.getLogger(__name__)
@@ -65,25 +69,30 @@ def create_app(
     encoder: Encoder,
     store: Store,
     detector: LanguageDetector | None = None,
+    further: Sequence[Encoder] = (),
+    tracing: Tracing | None = None,
     engine_socket: Path | None = None,
 ) -> Service:
     """The service as an ASGI application.
 
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
     store: where collections live; the app closes it when it shuts down. detector: names the
-    language of a text that comes without one. engine_socket: where HTTP workers find the engine.
+    language of a text that comes without one. further: encoders served beside the default one,
+    for collections that are theirs. tracing: where traces go; the app closes it, too.
+    engine_socket: where HTTP workers find the default encoder's engine.
     """
     metrics = Metrics()
-    metrics.encoder.labels(encoder.manifest.name, encoder.fingerprint).set(1)
     state = State(
         settings=settings,
-        encoder=encoder,
-        store=store,
-        embedder=Embedder(encoder, settings, metrics),
+        encoders=Encoders([encoder, *further], settings, metrics),
+        store=cast(Store, TracedStore(store)) if tracing else store,
         detector=detector or LanguageDetector(),
         metrics=metrics,
         starting="starting",
     )
+    meter = LanguageMeter(state.detector, metrics, every=settings.language_sample_every)
+    for embedder in state.encoders:
+        embedder.language_meter = meter
     app = Service(
         title="mexma",
         version=__version__,
@@ -92,14 +101,15 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         strict_content_type=False,  # JsonRoute answers 415 itself
-        lifespan=lambda _: _lifespan(state, engine_socket),
+        lifespan=lambda _: _lifespan(state, tracing, engine_socket),
     )
     app.state.client_header = settings.client_header
-    app.state.embedder = state.embedder
+    app.state.embedder = state.encoders.default
     http_errors.install(app)
     app.include_router(embeddings.router(state))
-    for routes in (collections, documents, search, snapshots):
-        app.include_router(routes.router(state))
+    if settings.collections:
+        for routes in (collections, documents, search, snapshots):
+            app.include_router(routes.router(state))
     app.include_router(tei.router(state))
     app.include_router(health.router(state))
     app.include_router(page.router())
@@ -109,16 +119,18 @@ def create_app(
         partial(FastAPI.__call__, app),
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
+        access_log=settings.access_log,
+        tracing=tracing,
         metrics=metrics,
         shortcuts={
             "/v1/embeddings": shortcut(
                 EmbeddingRequest,
-                partial(embeddings.answer, state.embedder),
+                partial(embeddings.answer, state.encoders.for_request),
                 client_header=settings.client_header,
             ),
             "/embed": shortcut(
                 TeiEmbedRequest,
-                partial(tei.answer, state.embedder),
+                partial(tei.answer, state.encoders.default),
                 client_header=settings.client_header,
             ),
         },
@@ -127,34 +139,44 @@ def create_app(
 
 
 @asynccontextmanager
-async def _lifespan(state: State, engine_socket: Path | None) -> AsyncIterator[None]:
-    state.embedder.batcher.start()
+async def _lifespan(
+    state: State, tracing: Tracing | None, engine_socket: Path | None
+) -> AsyncIterator[None]:
+    state.encoders.start()
     starting = asyncio.create_task(_start(state), name="start")
     try:
         if engine_socket is None:
             yield
         else:
-            async with offer_engine(state.embedder, state.metrics, engine_socket):
+            async with offer_engine(state.encoders.default, state.metrics, engine_socket):
                 yield
     finally:
         starting.cancel()
         with suppress(asyncio.CancelledError):
             await starting
-        await state.embedder.stop()
+        await state.encoders.stop()
         await asyncio.to_thread(state.store.close)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
 
 async def _start(state: State) -> None:
     """What happens while the port is already open; ready turns on at the end."""
     try:
         await asyncio.to_thread(state.detector.detect, "warm up")
-        await state.embedder.embed(["warm up"])
-        if state.settings.demo:
+        for embedder in state.encoders:
+            await embedder.embed(["warm up"])
+        if state.settings.demo and state.settings.collections:
             state.starting = "filling_demo"
-            await offer_demo(state)
+            try:
+                await offer_demo(state)
+            except StoreUnavailable as error:
+                log.error("no demo until the next start: %s", error)
     except Exception:
         state.starting = "start_failed"
         log.exception("the service could not start up and stays not ready")
         return
     state.starting = None
-    log.info("ready: %s, fingerprint %s", state.encoder.manifest.name, state.encoder.fingerprint)
+    for embedder in state.encoders:
+        encoder = embedder.encoder
+        log.info("ready: %s, fingerprint %s", encoder.manifest.name, encoder.fingerprint)

@@ -18,6 +18,7 @@ Refuses to know: text, HTTP, models. Callers live on one event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -33,6 +34,7 @@ from service.cache import VectorCache
 from service.cost import BatchCost
 from service.lanes import Entry, Lane, Lanes, entries_by_receiver
 
+log = logging.getLogger(__name__)
 Run = Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]
 
 # While a light interactive client is about, others' batches take at most this many times as long
@@ -324,6 +326,7 @@ class Batcher:
             return  # each runs again alone
         error = outcome.error
         self.last_failure = f"{type(error).__name__}: {error}"
+        log.warning("inference failed: %s", self.last_failure[:500])
         if not isinstance(error, EngineError):
             error = EngineError(f"inference failed: {type(error).__name__}")
         self._fail(outcome.batch, error)

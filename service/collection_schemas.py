@@ -192,6 +192,12 @@ class SearchRequest(SelectionRequest):
 
     queries: list[Text] | None = Field(None, min_length=1)
     vectors: list[list[float]] | None = Field(None, min_length=1)
+    fingerprint: str | None = Field(
+        None,
+        max_length=64,
+        description="Of the encoder that `vectors` come from; another than the collection's gets "
+        "409. Without it they are taken for the collection's own.",
+    )
     k: int = Field(10, ge=1, le=1000)
     query_language: LanguageTag | None = Field(
         None, description="Language of the queries; detected from their text when absent."

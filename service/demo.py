@@ -7,7 +7,7 @@ import logging
 
 from tqdm import tqdm
 
-from mexma.errors import CollectionNotFound, DocumentNotFound, StoreError
+from mexma.errors import CollectionNotFound, DocumentNotFound, StoreError, StoreUnavailable
 from mexma.sample import Sentence, tatoeba_sample
 from service.caller import INTERNAL_BULK
 from service.state import State
@@ -20,17 +20,20 @@ BATCH = 256
 
 
 async def offer_demo(state: State) -> None:
-    """Fill the collection unless it is complete and of this encoder.
+    """Fill the collection unless it is complete and of an encoder that is served.
 
-    Vectors of another encoder are replaced, since the sentences are ours to embed again. A
+    Vectors of any other encoder are replaced, since the sentences are ours to embed again. A
     collection of this name that is not ours, or damaged, is left as it is.
     """
     sentences = tatoeba_sample()
-    store, fingerprint = state.store, state.encoder.fingerprint
+    store, embedder = state.store, state.encoders.default
+    fingerprint = embedder.encoder.fingerprint
     try:
         found = await asyncio.to_thread(store.describe, NAME)
     except CollectionNotFound:
         pass
+    except StoreUnavailable:
+        raise
     except StoreError as error:
         log.error("no demo: %s; delete the collection %s to have it made again", error, NAME)
         return
@@ -38,16 +41,18 @@ async def offer_demo(state: State) -> None:
         if found.count and not await asyncio.to_thread(_is_ours, store, sentences[0], found.count):
             log.warning("no demo: the collection %s holds other documents", NAME)
             return
+        if (owner := state.encoders.get(found.fingerprint)) is not None:
+            embedder, fingerprint = owner, found.fingerprint
         if found.fingerprint != fingerprint:
             log.info("the demo was embedded by another encoder and is made again")
             await asyncio.to_thread(store.drop, NAME)
         elif found.count == len(sentences):
             return
-    await asyncio.to_thread(store.create, NAME, state.encoder.manifest.dim, fingerprint)
+    await asyncio.to_thread(store.create, NAME, embedder.encoder.manifest.dim, fingerprint)
     with tqdm(total=len(sentences), desc="filling the demo", unit=" sentences") as progress:
         for start in range(0, len(sentences), BATCH):
             batch = sentences[start : start + BATCH]
-            embedded = await state.embedder.embed([s.text for s in batch], caller=INTERNAL_BULK)
+            embedded = await embedder.embed([s.text for s in batch], caller=INTERNAL_BULK)
             documents = [
                 Document(id=_id(s), text=s.text, lang=s.lang, metadata={"group": s.group})
                 for s in batch

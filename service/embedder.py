@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from mexma.encoder import Encoder
 from mexma.errors import DeadlineExceeded, EngineError, InputError, TooManyItems
 from mexma.text import Side, Tokens
+from service import tracing
 from service.batcher import Batcher, Job
 from service.cache import VectorCache
 from service.caller import INTERNAL, Caller
 from service.lanes import Lane
+from service.language_meter import LanguageMeter
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -77,6 +79,7 @@ class Embedder:
             cache=VectorCache(settings.cache_mb << 20, fingerprint=encoder.fingerprint),
         )
         metrics.watch(self.batcher)
+        self.language_meter: LanguageMeter | None = None
         self.tokenizer_threads = 2
         self._tokenizers = ThreadPoolExecutor(self.tokenizer_threads, thread_name_prefix="tokenize")
 
@@ -102,13 +105,16 @@ class Embedder:
         """
         wanted = self.settings.auto_truncate if truncate is None else truncate
         tokenizer = self.encoder.tokenizer
-        return await self._embed(
+        embedded = await self._embed(
             texts,
             lambda batch: tokenizer.encode(batch, truncate=wanted, side=side),
             inline=sum(map(len, texts)) <= INLINE_CHARACTERS,
             partial=partial,
             caller=caller,
         )
+        if self.language_meter is not None:
+            self.language_meter.observe(texts, embedded.tokens)
+        return embedded
 
     async def embed_ids(
         self,
@@ -190,6 +196,16 @@ class Embedder:
         embedded = Embedded(
             vectors, tokens, errors, tokenize_s, job.queue_s or 0.0, job.inference_s
         )
+        if (trace := tracing.current.get()) is not None:
+            trace.stages(
+                started,
+                {
+                    "tokenize": tokenize_s,
+                    "queue": embedded.queue_s,
+                    "engine": time.monotonic() - started - tokenize_s - embedded.queue_s,
+                },
+                **{"mexma.items": len(items), "mexma.tokens": embedded.token_count},
+            )
         self.metrics.embedded(
             items=len(items),
             tokens=embedded.token_count,

@@ -35,10 +35,14 @@ TABLE: tuple[tuple[type[errors.MexmaError], Shape], ...] = (
     (errors.CollectionNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.DocumentNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.BackupNotFound, Shape(404, "not_found_error", "Validation")),
+    (errors.MigrationNotFound, Shape(404, "not_found_error", "Validation")),
+    (errors.MigrationConflict, Shape(409, "conflict_error", "Validation")),
     (errors.CollectionExists, Shape(409, "conflict_error", "Validation")),
     (errors.FingerprintMismatch, Shape(409, "conflict_error", "Validation")),
     (errors.Overloaded, Shape(503, "overloaded_error", "Overloaded")),
     (errors.DeadlineExceeded, Shape(504, "timeout_error", "Overloaded")),
+    (errors.StoreUnavailable, Shape(503, "store_error", "Overloaded")),
+    (errors.StoreUnsupported, Shape(501, "not_implemented_error", "Validation")),
     (errors.EngineError, Shape(500, "engine_error", "Backend")),
     (errors.StoreCorrupt, Shape(500, "store_error", "Backend")),
     (errors.StoreFailed, Shape(500, "store_error", "Backend")),
@@ -71,14 +75,16 @@ class TeiErrorBody(BaseModel):
 
 STATUS_MEANINGS = {
     400: "The body is not JSON, or not UTF-8",
-    404: "No such collection, document or snapshot",
+    404: "No such collection, document, snapshot or migration",
     408: "The body did not arrive in time",
-    409: "The collection belongs to another encoder, or exists with other properties",
+    409: "The collection belongs to another encoder, exists with other properties, or is in another "
+    "phase of its migration",
     413: "The body is too large",
     415: "The body is not declared as application/json",
     422: "The request cannot be served as it is; the message names the item and the limit",
     500: "The engine or the store failed; the service goes on",
-    503: "Full, or not ready; Retry-After says when to come back",
+    501: "The store that is configured cannot do this; the message says what can",
+    503: "Full, or the store does not answer; Retry-After says when to come back",
     504: "The deadline passed while waiting",
 }
 
@@ -91,6 +97,7 @@ def documented(*statuses: int, tei: bool = False) -> dict[int | str, dict[str, A
 
 BODY_ERRORS = (400, 408, 413, 415, 422)
 INFERENCE_ERRORS = (500, 503, 504)
+STORE_ERRORS = (500, 503)
 
 
 def snake(name: str) -> str:
@@ -127,7 +134,7 @@ def for_exception(path: str, error: errors.MexmaError, param: str | None = None)
     """The response to one of our exceptions."""
     shape = next(shape for kind, shape in TABLE if isinstance(error, kind))
     headers = {}
-    if isinstance(error, errors.Overloaded):
+    if isinstance(error, errors.Overloaded | errors.StoreUnavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
     return error_response(

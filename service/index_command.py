@@ -17,24 +17,29 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mexma.errors import CollectionNotFound, MexmaError, StoreCorrupt, StoreError
+from service.settings import Settings
 from service.store import backups
 from service.store.backups import Backups
 from service.store.collection import DATABASE
+from service.store.copying import copy_collection, verify_copy
 from service.store.database import Database
-from service.store.folders import Folders, successor_of
+from service.store.folders import Folders, place_of
 from service.store.generations import FOLDER, Generations
 from service.store.local import LocalStore
-from service.store.protocol import Selection, Store
+from service.store.protocol import Store
 
-COPY_ROWS = 1_000
+COPY_TIMEOUT_S = 60.0
+"""For one call of Milvus: nobody waits, and a thousand rows may be megabytes."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Exits with 1 and one sentence, or one line per damage, when something is wrong."""
     options = _parser().parse_args(arguments)
     try:
-        if not options.data.is_dir():
+        if isinstance(options.data, Path) and not options.data.is_dir():
             raise StoreError(f"--data must be a folder of collections, {options.data} is none")
+        if isinstance(options.data, str) and options.run is not _copy:
+            raise StoreError("at a Milvus address there is only copy; --data must be a folder")
         options.run(options)
     except MexmaError as error:
         sys.exit(f"mexma-index: {error}")
@@ -46,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mexma-index", description=__doc__)
     parser.add_argument(
         "--data",
-        type=Path,
-        default=Path(os.environ.get("MEXMA_DATA_DIR", "data")),
-        help="the folder of collections (MEXMA_DATA_DIR, or ./data)",
+        type=_place,
+        default=_place(os.environ.get("MEXMA_DATA_DIR", "data")),
+        help="the folder of collections (MEXMA_DATA_DIR, or ./data); for copy also a Milvus address",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
@@ -83,9 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     verb(
         _copy,
         "copy",
-        "copy a collection's documents and vectors into another folder of collections",
+        "copy a collection's documents and vectors, and compare the copy",
         collection=one,
-        to="the other folder, which is made if need be",
+        to="another folder, which is made if need be, or a Milvus address such as http://host:19530 "
+        "(MEXMA_MILVUS_TOKEN, MEXMA_MILVUS_DATABASE and MEXMA_MILVUS_INDEX hold for it)",
     )
     return parser
 
@@ -96,16 +102,17 @@ def _verify(options: argparse.Namespace) -> None:
         raise CollectionNotFound(f"there is no collection {options.collection!r}")
     damages: list[str] = []
     for name in [options.collection] if options.collection else sorted(found):
-        folder = found[name][0] if len(found[name]) == 1 else successor_of(found[name])
-        if folder is None:
+        if (place := place_of(found[name])) is None:
             damages.append(f"{options.data} must hold {name!r} once, it holds it twice")
             continue
-        damages += _damages_of(folder, name, Backups(options.data, name))
+        for folder in filter(None, (place.serving, place.other)):
+            damages += _damages_of(folder, name)
+        damages += _damages_of_backups(Backups(options.data, name))
     if damages:
         sys.exit("\n".join(f"mexma-index: {damage}" for damage in damages))
 
 
-def _damages_of(folder: Path, name: str, kept: Backups) -> Iterator[str]:
+def _damages_of(folder: Path, name: str) -> Iterator[str]:
     try:
         with closing(Database.open(folder / DATABASE, alone=False)) as database:
             rows = 0
@@ -120,6 +127,9 @@ def _damages_of(folder: Path, name: str, kept: Backups) -> Iterator[str]:
             yield from _checked(generation, generations.verify)
     except StoreError as error:
         yield str(error)
+
+
+def _damages_of_backups(kept: Backups) -> Iterator[str]:
     for backup in sorted(kept.folder.glob("[0-9]*-*")):
         yield from _checked(backup, backups.verify)
 
@@ -143,11 +153,11 @@ def _bytes(what: str, total: int | None = None) -> Iterator[Callable[[int], obje
 
 def _backup(options: argparse.Namespace) -> None:
     folders = Folders(options.data).collections().get(options.collection, [])
-    folder = folders[0] if len(folders) == 1 else successor_of(folders)
-    if folder is None:
+    place = place_of(folders) if folders else None
+    if place is None:
         raise CollectionNotFound(f"there is no collection {options.collection!r}")
     with (
-        closing(Database.open(folder / DATABASE, alone=False)) as database,
+        closing(Database.open(place.serving / DATABASE, alone=False)) as database,
         tqdm(desc=options.collection, unit=" pages") as bar,
     ):
 
@@ -155,7 +165,7 @@ def _backup(options: argparse.Namespace) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        made = Backups(options.data, options.collection).make(database, folder, progress)
+        made = Backups(options.data, options.collection).make(database, place.serving, progress)
     print(f"{made.id}: {made.count} documents, {made.bytes} bytes")
 
 
@@ -191,34 +201,35 @@ def _rebuild(options: argparse.Namespace) -> None:
 
 def _copy(options: argparse.Namespace) -> None:
     with (
-        closing(LocalStore(options.data)) as source,
-        closing(LocalStore(Path(options.to))) as target,
+        closing(_store(options.data)) as source,
+        closing(_store(_place(options.to))) as target,
     ):
         info = source.describe(options.collection)
-        with tqdm(desc=info.name, total=info.count, unit=" rows") as bar:
+        with tqdm(desc=f"{info.name}: copied", total=info.count, unit=" rows") as bar:
             copied = copy_collection(source, target, info.name, bar.update)
+        with tqdm(desc=f"{info.name}: compared", total=copied, unit=" rows") as bar:
+            verify_copy(source, target, info.name, bar.update)
         print(f"{info.name}: {copied} documents in {options.to}")
 
 
-def copy_collection(
-    source: Store, target: Store, name: str, progress: Callable[[int], object]
-) -> int:
-    """Copy a collection from any store to any other, in the order of writing.
+def _place(text: str) -> Path | str:
+    """A folder, or a Milvus address as it is."""
+    return text if text.startswith(("http://", "https://")) else Path(text)
 
-    Begun again after an interruption it writes the same documents again: nothing is there twice.
-    Returns how many were copied; what the target has beside them stays.
-    """
-    info = source.describe(name)
-    target.create(name, info.dim, info.fingerprint)
-    copied, cursor = 0, None
-    while True:
-        page = source.scroll(name, Selection(), COPY_ROWS, cursor, vectors=True)
-        if page.vectors is not None and page.documents:
-            target.upsert(name, page.documents, page.vectors, info.fingerprint)
-        copied += len(page.documents)
-        progress(len(page.documents))
-        if (cursor := page.cursor) is None:
-            return copied
+
+def _store(place: Path | str) -> Store:
+    if isinstance(place, Path):
+        return LocalStore(place)
+    from service.store.milvus.store import MilvusStore  # noqa: PLC0415 - brings grpc
+
+    settings = Settings()
+    return MilvusStore(
+        place,
+        token=settings.milvus_token.get_secret_value(),
+        database=settings.milvus_database,
+        index=settings.milvus_index,
+        timeout_s=COPY_TIMEOUT_S,
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -44,6 +45,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
+        ProcessCollector(registry=r)
         self.requests = Counter(
             "mexma_http_requests", "HTTP requests answered", ["route", "status"], registry=r
         )
@@ -59,6 +61,24 @@ class Metrics:
             "mexma_embedded_tokens", "Tokens embedded, padding not counted", registry=r
         )
         self.truncated = Counter("mexma_truncated_items", "Texts that were cut", registry=r)
+        self.language_items = Counter(
+            "mexma_language_items",
+            "Texts embedded by detected language, estimated from a sample",
+            ["lang"],
+            registry=r,
+        )
+        self.language_tokens = Counter(
+            "mexma_language_sampled_tokens",
+            "Tokens of the sampled texts, before any cut; over the characters, a language's fertility",
+            ["lang"],
+            registry=r,
+        )
+        self.language_characters = Counter(
+            "mexma_language_sampled_characters",
+            "Characters of the sampled texts",
+            ["lang"],
+            registry=r,
+        )
         self.stage_seconds = Histogram(
             "mexma_stage_seconds",
             "Time of one request in tokenisation, in the queue, and in the engine's batches",
@@ -119,7 +139,14 @@ class Metrics:
             buckets=SECONDS,
             registry=r,
         )
+        self.data_bytes = Gauge(
+            "mexma_data_bytes", "Size of the file system that holds MEXMA_DATA_DIR", registry=r
+        )
+        self.data_free_bytes = Gauge(
+            "mexma_data_free_bytes", "What is free of it for this process", registry=r
+        )
         self.ready = Gauge("mexma_ready", "1 when /health/ready last said yes", registry=r)
+        self.store_up = Gauge("mexma_store_up", "1 when the store answers", registry=r)
         self.encoder = Gauge(
             "mexma_encoder_info", "The encoder that is served", ["name", "fingerprint"], registry=r
         )
@@ -148,12 +175,21 @@ class Metrics:
         found[0].inc()
         found[1].observe(seconds)
 
+    def language(self, *, lang: str, items: int, tokens: int | None, characters: int) -> None:
+        """A text was looked at that stands for `items`; tokens: None where it had none."""
+        self.language_items.labels(lang).inc(items)
+        if tokens is not None:
+            self.language_tokens.labels(lang).inc(tokens)
+            self.language_characters.labels(lang).inc(characters)
+
     def relayed(self, name: str, arguments: dict[str, Any]) -> None:
-        """What an HTTP worker saw: `answered` or `embedded`, with its arguments."""
+        """What an HTTP worker saw: `answered`, `embedded` or `language`, with its arguments."""
         if name == "answered":
             self.answered(**arguments)
         elif name == "embedded":
             self.embedded(**arguments)
+        elif name == "language":
+            self.language(**arguments)
 
     def render(self) -> bytes:
         """The exposition text."""

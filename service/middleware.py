@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import re
 import secrets
 import time
@@ -20,8 +21,12 @@ from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http_errors import error_response
+from service.logs import request_id as request_id_var
 from service.metrics import Metrics
+from service.tracing import Tracing
+from service.tracing import current as current_trace
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Shortcut = Callable[[bytes, Mapping[bytes, bytes], Scope, Receive], Awaitable[Response | None]]
 
@@ -42,7 +47,8 @@ class RequestBorder:
 
     Gives the request its id (`x-request-id`, taken over from the client when it is made of
     letters, digits and `_.:-`), reads the body whole within `max_body_bytes` and
-    `body_timeout_s` (413 and 408), and counts the outcome.
+    `body_timeout_s` (413 and 408), counts the outcome, and logs it with `access_log`; a
+    failure of ours (500 and above, other than 503) is logged in any case.
     """
 
     def __init__(
@@ -53,6 +59,8 @@ class RequestBorder:
         body_timeout_s: float,
         metrics: Metrics,
         shortcuts: Mapping[str, Shortcut] | None = None,
+        access_log: bool = False,
+        tracing: Tracing | None = None,
     ):
         """shortcuts: by path, what may answer a POST before the framework is asked."""
         self.app = app
@@ -60,6 +68,8 @@ class RequestBorder:
         self.max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
         self.metrics = metrics
+        self.access_log = access_log
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,6 +81,9 @@ class RequestBorder:
         request_id = (
             given if given and REQUEST_ID.fullmatch(given) else b"%s%016x" % (PROCESS, next(NUMBER))
         )
+        token = request_id_var.set(request_id.decode())
+        trace = self.tracing.begin(scope["headers"], request_id.decode()) if self.tracing else None
+        trace_token = current_trace.set(trace)
         status = 499  # the client left before an answer began
         path: str | None = None
 
@@ -100,7 +113,26 @@ class RequestBorder:
             if not scope.get("answered_elsewhere"):  # there it was counted
                 if path is None:
                     path = getattr(scope.get("route"), "path", "unmatched")
-                self.metrics.answered(path, status, time.monotonic() - started)
+                self._account(scope["method"], path, status, time.monotonic() - started)
+                if trace is not None:
+                    trace.end(scope["method"], path, status)
+            current_trace.reset(trace_token)
+            request_id_var.reset(token)
+
+    def _account(self, method: str, path: str, status: int, seconds: float) -> None:
+        self.metrics.answered(path, status, seconds)
+        failed = status >= 500 and status != 503  # "come back later" is no failure of ours
+        if self.access_log or failed:
+            log.log(
+                logging.WARNING if failed else logging.INFO,
+                "request",
+                extra={
+                    "method": method,
+                    "route": path,  # as declared: what it was filled with is the caller's
+                    "status": status,
+                    "seconds": round(seconds, 6),
+                },
+            )
 
     async def _receive_body(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send

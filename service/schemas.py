@@ -94,7 +94,9 @@ class EmbeddingRequest(BaseModel):
 
     input: Input
     model: str | None = Field(
-        None, description="Taken from any client and not used to choose: one model is served."
+        None,
+        description="Name or fingerprint of a served model; any other name means the default one, "
+        "and the answer says which it was.",
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(
@@ -194,7 +196,7 @@ class TeiInfo(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The served encoder. OpenAI's fields first, then what its manifest says."""
+    """A served encoder. OpenAI's fields first, then what its manifest says."""
 
     id: str
     object: Literal["model"] = "model"

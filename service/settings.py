@@ -7,12 +7,21 @@ built in code and handed to `create_app`. `docs/settings.md` is generated from t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.logs import LogFormat
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "default"
+
+
+def _split(value: Any) -> Any:
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -26,6 +35,12 @@ class Settings(BaseSettings):
         DEFAULT_MODEL,
         description="Directory of the artifact to serve, as written by mexma-export. Every file "
         "in it is verified against its manifest before it is loaded.",
+    )
+    further_models: Paths = Field(
+        (),
+        description="Directories of further artifacts to load beside it, separated by commas: for "
+        "collections that are theirs, and to move a collection from one to the other "
+        "(docs/migration.md). Each takes its memory, and all share the compute threads' cores.",
     )
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
@@ -59,6 +74,36 @@ class Settings(BaseSettings):
         description="One in so many approximate searches is done exactly as well, after its answer, "
         "for `mexma_collection_recall`. Smaller notices a decline sooner and costs a full scan each "
         "time; 0 turns the gauge off.",
+    )
+    milvus_uri: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="Where collections live instead, if set: the address of a Milvus server, such as "
+        "http://milvus:19530. Several services may share one. MEXMA_DATA_DIR and the settings of "
+        "the index and its recall then mean nothing; docs/milvus.md says what else differs. Needs "
+        "the extra `milvus`.",
+    )
+    milvus_token: SecretStr = Field(
+        SecretStr(""),
+        description="What Milvus asks for: `user:password`, or an API key. It is never logged.",
+    )
+    milvus_database: str = Field(
+        "",
+        description="The database in Milvus, which must exist; empty is its default one. Services that "
+        "shall not see each other's collections take one each.",
+    )
+    milvus_index: Literal["FLAT", "HNSW"] = Field(
+        "FLAT",
+        description="The vector index of collections that are created from now on. FLAT compares every "
+        "vector that may be found, in Milvus's query nodes: exact, and slower with each document. HNSW "
+        "is a graph, approximate: fast where FLAT is too slow, it misses some neighbours, and `exact` is "
+        "refused where 16,384 documents or more match.",
+    )
+    milvus_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Time for one call of Milvus, repetitions included; then the request gets 503. Long "
+        "enough for the slowest search, and no longer than clients wait.",
     )
     host: str = Field(
         "127.0.0.1",
@@ -99,7 +144,7 @@ class Settings(BaseSettings):
         description="Processes that speak HTTP and tokenise, beside one that has the engine and the "
         "collections; 0 does all of it in one process. One process answers some thousand single "
         "sentences a second, which keeps a CPU's engine busy and not a GPU's: there take as many as "
-        "bring more, up to the cores that are free. Each needs about 150 MB.",
+        "bring more, up to the cores that are free. Each needs about 100 MB.",
     )
     interactive_tokens: int = Field(
         256,
@@ -166,6 +211,47 @@ class Settings(BaseSettings):
         description="Offer the collection `demo`, a few thousand real sentences in 42 languages, "
         "filled at first start. Ready turns on once it is there.",
     )
+    language_sample_every: int = Field(
+        32,
+        ge=0,
+        description="One embedded text in so many has its language detected (0.2 ms), for the metrics "
+        "per language; 0 detects none. Smaller sees rare languages sooner.",
+    )
+    collections: bool = Field(
+        True,
+        description="Offer collections. Turn it off where several replicas serve embeddings only: "
+        "each would have collections of its own, and a search would find what that one was given. "
+        "Their routes then answer 404.",
+    )
+    tls_cert: Path | None = Field(
+        None,
+        description="Certificate chain in PEM, for HTTPS instead of HTTP; needs `MEXMA_TLS_KEY`. "
+        "TLS 1.2 at least. A renewed certificate is taken at the next start.",
+    )
+    tls_key: Path | None = Field(
+        None, description="Private key of the certificate in PEM, without a passphrase."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="An OTLP/HTTP collector (`http://collector:4318`) that gets a trace of every "
+        "request: tokenising, queue, engine, store. Needs the extra `otel`. Unset: nothing is traced.",
+    )
+    trace_sample: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests that are traced, where a caller's `traceparent` does not say.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged. Texts are never logged, at any level."
+    )
+    log_format: LogFormat = Field(
+        "text",
+        description="`text` for people, `json` for machines: one object a line with time, level, "
+        "logger, message, request_id and further fields.",
+    )
+    access_log: bool = Field(
+        False,
+        description="Log a line for every request: method, route, status, seconds. Requests that "
+        "fail with 500 or 504 are logged without it, too.",
     )

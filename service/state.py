@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from mexma.encoder import Encoder
-from service.embedder import Embedder
+from service.encoders import Encoders
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.settings import Settings
@@ -18,9 +17,8 @@ class State:
     """starting: why the app is not ready yet, in a word for machines; None once it is."""
 
     settings: Settings
-    encoder: Encoder
+    encoders: Encoders
     store: Store
-    embedder: Embedder
     detector: LanguageDetector
     metrics: Metrics
     starting: str | None = None

@@ -3,55 +3,99 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 
+from mexma.errors import CollectionNotFound, FingerprintMismatch
 from service.collection_schemas import CollectionDescription, CollectionList, CollectionName
-from service.http_errors import documented
+from service.embedder import Embedder
+from service.http_errors import STORE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.state import State
 from service.store.protocol import CollectionInfo
 
 PREFIX = "/v1/collections"
 Name = Annotated[CollectionName, Path(description="1 to 64 letters, digits, `_` or `-`.")]
+Model = Annotated[
+    str | None,
+    Query(description="Name or fingerprint of a served model; the default one.", max_length=256),
+]
+T = TypeVar("T")
 
 
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["collections"], prefix=PREFIX)
     store = state.store
-    dim, fingerprint = state.encoder.manifest.dim, state.encoder.fingerprint
 
-    @routes.get("", response_model=CollectionList, responses=documented(500))
+    @routes.get("", response_model=CollectionList, responses=documented(*STORE_ERRORS))
     async def list_collections() -> CollectionList:
         """All collections."""
         infos = await asyncio.to_thread(store.list)
         return CollectionList(collections=[described(info) for info in infos])
 
     @routes.put(
-        "/{name}", response_model=CollectionDescription, responses=documented(409, 422, 500)
+        "/{name}",
+        response_model=CollectionDescription,
+        responses=documented(409, 422, *STORE_ERRORS),
     )
-    async def create_collection(name: Name) -> CollectionDescription:
+    async def create_collection(name: Name, model: Model = None) -> CollectionDescription:
         """Create a collection, or find that it exists already.
 
-        It is stamped with the encoder that is served now, and takes no other's vectors.
+        It is stamped with the encoder that makes it, the default one or `model`, and takes no
+        other's vectors. Without `model` one that exists is found whichever is its encoder, as long
+        as that is served.
         """
-        return described(await asyncio.to_thread(store.create, name, dim, fingerprint))
+        embedder = state.encoders.default if model is None else state.encoders.known(model)
+        if model is None:
+            with suppress(CollectionNotFound):
+                info = await asyncio.to_thread(store.describe, name)
+                embedder = state.encoders.get(info.fingerprint) or embedder
+        encoder = embedder.encoder
+        return described(
+            await asyncio.to_thread(store.create, name, encoder.manifest.dim, encoder.fingerprint)
+        )
 
     @routes.get(
-        "/{name}", response_model=CollectionDescription, responses=documented(404, 422, 500)
+        "/{name}",
+        response_model=CollectionDescription,
+        responses=documented(404, 422, *STORE_ERRORS),
     )
     async def describe_collection(name: Name) -> CollectionDescription:
         """One collection: how many documents, in which languages, by which encoder."""
         return described(await asyncio.to_thread(store.describe, name))
 
-    @routes.delete("/{name}", status_code=204, responses=documented(404, 422, 500))
+    @routes.delete("/{name}", status_code=204, responses=documented(404, 422, *STORE_ERRORS))
     async def drop_collection(name: Name) -> None:
         """Delete a collection with all its documents."""
         await asyncio.to_thread(store.drop, name)
 
     return routes
+
+
+async def with_encoder(
+    state: State,
+    name: str,
+    use: Callable[[CollectionInfo, Embedder], Awaitable[T]],
+    *,
+    again: bool = True,
+) -> T:
+    """Use a collection with the encoder it belongs to.
+
+    Begun again where the collection was cut over to another encoder in that moment; not `again`
+    raises FingerprintMismatch then, as it is raised where its encoder is not served.
+    """
+    info = await asyncio.to_thread(state.store.describe, name)  # 404 before any work
+    while True:
+        try:
+            return await use(info, state.encoders.of(info))
+        except FingerprintMismatch:
+            before, info = info, await asyncio.to_thread(state.store.describe, name)
+            if not again or info.fingerprint == before.fingerprint:
+                raise
 
 
 def described(info: CollectionInfo) -> CollectionDescription:

@@ -22,22 +22,21 @@ from service.collection_schemas import (
     UpsertRequest,
     UpsertResponse,
 )
-from service.embedder import Embedded
-from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented, snake
+from service.embedder import Embedded, Embedder
+from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, STORE_ERRORS, documented, snake
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
-from service.routes.collections import PREFIX, Name
+from service.routes.collections import PREFIX, Name, with_encoder
 from service.state import State
 from service.store import filters
-from service.store.protocol import Document, Selection
+from service.store.protocol import CollectionInfo, Document, Selection
 from service.vectors import json_response, timing_headers, truncations
 
 
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["documents"], prefix=PREFIX)
-    store, embedder = state.store, state.embedder
-    fingerprint = state.encoder.fingerprint
+    store = state.store
 
     @routes.post(
         "/{name}/documents",
@@ -55,41 +54,16 @@ def router(state: State) -> APIRouter:
         Each document has its own outcome: those that cannot be embedded fail, the others are
         stored, and are found by every search that starts after the answer.
         """
-        embedder.check_count(len(body.documents))
-        await asyncio.to_thread(store.describe, name)  # 404 before any work
-        texts = [d.text for d in body.documents]
-        embedded = await unless_gone(
-            request, embedder.embed(texts, truncate=body.truncate, partial=True, caller=asks)
-        )
-        good = [i for i in range(len(texts)) if i not in embedded.errors]
-        languages = await asyncio.to_thread(
-            lambda: {i: body.documents[i].lang or state.detector.detect(texts[i]) for i in good}
-        )
-        documents = [
-            Document(
-                id=body.documents[i].id,
-                text=texts[i],
-                lang=languages[i],
-                metadata=body.documents[i].metadata,
-            )
-            for i in good
-        ]
-        outcomes = await asyncio.to_thread(
-            store.upsert, name, documents, embedded.vectors[good], fingerprint
-        )
-        content = _upsert_body(
-            [d.id for d in body.documents],
-            embedded,
-            {i: (outcome, languages[i]) for i, outcome in zip(good, outcomes, strict=True)},
-        )
-        return json_response(
-            content | {"fingerprint": fingerprint}, timing_headers(embedded, fingerprint)
-        )
+
+        async def upserted(info: CollectionInfo, embedder: Embedder) -> Response:
+            return await _upserted(state, info, embedder, body, request, asks=asks)
+
+        return await with_encoder(state, name, upserted)
 
     @routes.delete(
         "/{name}/documents",
         response_model=DeleteResponse,
-        responses=documented(*BODY_ERRORS, 404, 500),
+        responses=documented(*BODY_ERRORS, 404, *STORE_ERRORS),
     )
     async def delete_documents(name: Name, body: DeleteRequest) -> DeleteResponse:
         """Delete documents by id, or by language and metadata.
@@ -102,14 +76,14 @@ def router(state: State) -> APIRouter:
             raise InputError(f"expected ids, or else languages or filter, found {found_what}")
         if body.ids is None:
             return DeleteResponse(deleted=await asyncio.to_thread(store.delete_where, name, chosen))
-        embedder.check_count(len(body.ids))
+        state.encoders.default.check_count(len(body.ids))
         deleted = await asyncio.to_thread(store.delete, name, body.ids)
         return DeleteResponse(deleted=len(deleted))
 
     @routes.post(
         "/{name}/documents/count",
         response_model=CountResponse,
-        responses=documented(*BODY_ERRORS, 404, 500),
+        responses=documented(*BODY_ERRORS, 404, *STORE_ERRORS),
     )
     async def count_documents(name: Name, body: SelectionRequest) -> CountResponse:
         """How many documents are in these languages and meet this condition."""
@@ -119,7 +93,7 @@ def router(state: State) -> APIRouter:
     @routes.post(
         "/{name}/documents/scroll",
         response_model=ScrollResponse,
-        responses=documented(*BODY_ERRORS, 404, 500),
+        responses=documented(*BODY_ERRORS, 404, *STORE_ERRORS),
     )
     async def scroll_documents(name: Name, body: ScrollRequest) -> ScrollResponse:
         """All documents page by page, in the order in which they were last written.
@@ -133,7 +107,9 @@ def router(state: State) -> APIRouter:
         return ScrollResponse(documents=documents, cursor=page.cursor)
 
     @routes.delete(
-        "/{name}/documents/{document_id:path}", status_code=204, responses=documented(404, 422, 500)
+        "/{name}/documents/{document_id:path}",
+        status_code=204,
+        responses=documented(404, 422, *STORE_ERRORS),
     )
     async def delete_document(name: Name, document_id: str) -> None:
         """Delete one document."""
@@ -143,13 +119,54 @@ def router(state: State) -> APIRouter:
     @routes.get(
         "/{name}/documents/{document_id:path}",
         response_model=DocumentOut,
-        responses=documented(404, 422, 500),
+        responses=documented(404, 422, *STORE_ERRORS),
     )
     async def get_document(name: Name, document_id: str) -> DocumentOut:
         """One document."""
         return DocumentOut(**asdict(await asyncio.to_thread(store.get, name, document_id)))
 
     return routes
+
+
+async def _upserted(
+    state: State,
+    info: CollectionInfo,
+    embedder: Embedder,
+    body: UpsertRequest,
+    request: Request,
+    *,
+    asks: Caller,
+) -> Response:
+    store, name, fingerprint = state.store, info.name, info.fingerprint
+    embedder.check_count(len(body.documents))
+    texts = [d.text for d in body.documents]
+    embedded = await unless_gone(
+        request, embedder.embed(texts, truncate=body.truncate, partial=True, caller=asks)
+    )
+    good = [i for i in range(len(texts)) if i not in embedded.errors]
+    languages = await asyncio.to_thread(
+        lambda: {i: body.documents[i].lang or state.detector.detect(texts[i]) for i in good}
+    )
+    documents = [
+        Document(
+            id=body.documents[i].id,
+            text=texts[i],
+            lang=languages[i],
+            metadata=body.documents[i].metadata,
+        )
+        for i in good
+    ]
+    outcomes = await asyncio.to_thread(
+        store.upsert, name, documents, embedded.vectors[good], fingerprint
+    )
+    content = _upsert_body(
+        [d.id for d in body.documents],
+        embedded,
+        {i: (outcome, languages[i]) for i, outcome in zip(good, outcomes, strict=True)},
+    )
+    return json_response(
+        content | {"fingerprint": fingerprint}, timing_headers(embedded, fingerprint)
+    )
 
 
 def selection_of(body: SelectionRequest) -> Selection:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from mexma.artifact import Manifest
 from service.caller import Caller, caller
 from service.embedder import Embedded, Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
@@ -29,7 +31,7 @@ from service.vectors import (
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["embeddings"])
-    manifest, embedder = state.encoder.manifest, state.embedder
+    choose = state.encoders.for_request
 
     @routes.post(
         "/v1/embeddings",
@@ -47,29 +49,22 @@ def router(state: State) -> APIRouter:
         body: EmbeddingRequest, request: Request, asks: Annotated[Caller, Depends(caller)]
     ) -> Response:
         """Embed text or token ids."""
-        return await unless_gone(request, answer(embedder, body, asks, wants_npy(request)))
+        return await unless_gone(request, answer(choose, body, asks, wants_npy(request)))
 
     @routes.get("/v1/models", response_model=ModelList)
     async def list_models() -> ModelList:
-        """The model that is served, with its card."""
-        card = ModelCard(
-            id=manifest.name,
-            fingerprint=state.encoder.fingerprint,
-            dimensions=manifest.dim,
-            max_tokens=manifest.max_tokens,
-            pooling=manifest.pooling,
-            precision=manifest.precision,
-            prefix=manifest.prefix,
-            source=manifest.source,
-            quality=_means(manifest.quality),
-        )
-        return ModelList(data=[card])
+        """The models that are served, each with its card; the default first."""
+        return ModelList(data=[_card(embedder.encoder.manifest) for embedder in state.encoders])
 
     return routes
 
 
-async def answer(embedder: Embedder, body: EmbeddingRequest, asks: Caller, npy: bool) -> Response:
-    """The response to a sound request. Raises what `Embedder.embed` does."""
+async def answer(
+    choose: Callable[[str | None], Embedder], body: EmbeddingRequest, asks: Caller, npy: bool
+) -> Response:
+    """The response to a sound request. choose: whose vectors a model's name means. Raises what
+    `Embedder.embed` does."""
+    embedder = choose(body.model)
     encoder = embedder.encoder
     embed: Any = embedder.embed if isinstance(body.input[0], str) else embedder.embed_ids
     embedded: Embedded = await embed(
@@ -81,6 +76,20 @@ async def answer(embedder: Embedder, body: EmbeddingRequest, asks: Caller, npy: 
         return npy_response(vectors, headers | truncation_headers(embedded))
     return json_response(
         openai_body(embedded, vectors, body.encoding_format, encoder.manifest.name), headers
+    )
+
+
+def _card(manifest: Manifest) -> ModelCard:
+    return ModelCard(
+        id=manifest.name,
+        fingerprint=manifest.fingerprint,
+        dimensions=manifest.dim,
+        max_tokens=manifest.max_tokens,
+        pooling=manifest.pooling,
+        precision=manifest.precision,
+        prefix=manifest.prefix,
+        source=manifest.source,
+        quality=_means(manifest.quality),
     )
 
 

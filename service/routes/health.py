@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from contextlib import suppress
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from mexma.errors import StoreUnavailable
+from service.embedder import Embedder
 from service.schemas import Live, Ready
 from service.state import State
 
@@ -57,8 +61,18 @@ def router(state: State) -> APIRouter:
     )
     async def show_metrics() -> Response:
         """Prometheus metrics."""
-        infos = await asyncio.to_thread(state.store.list)
         metrics = state.metrics
+        try:
+            infos = await asyncio.to_thread(state.store.list)
+        except StoreUnavailable:
+            infos = []  # the other metrics are the more needed now
+            metrics.store_up.set(0)
+        else:
+            metrics.store_up.set(1)
+        with suppress(OSError):  # a disk that is gone is the store's to report
+            disk = shutil.disk_usage(state.settings.data_dir)
+            metrics.data_bytes.set(disk.total)
+            metrics.data_free_bytes.set(disk.free)
         for gauge in (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness):
             gauge.clear()  # of collections that are gone
         for info in infos:
@@ -74,9 +88,18 @@ def router(state: State) -> APIRouter:
 
 
 async def _why_not(state: State) -> tuple[str | None, str | None]:
-    batcher, limit_s = state.embedder.batcher, state.settings.engine_timeout_s
     if state.starting:
         return state.starting, STARTING.get(state.starting, "the service is starting")
+    for embedder in state.encoders:
+        reason, detail = await _why_not_engine(embedder, state.settings.engine_timeout_s)
+        if reason is not None:
+            which = f"{embedder.encoder.manifest.name}: " if len(state.encoders) > 1 else ""
+            return reason, f"{which}{detail}"
+    return None, None
+
+
+async def _why_not_engine(embedder: Embedder, limit_s: float) -> tuple[str | None, str | None]:
+    batcher = embedder.batcher
     if not batcher.alive:
         return "engine_stopped", "no worker takes batches; the service must be restarted"
     if batcher.running_s() > limit_s:
@@ -84,7 +107,7 @@ async def _why_not(state: State) -> tuple[str | None, str | None]:
             f"a batch has been running for {batcher.running_s():.0f} s; the limit is {limit_s:g} s"
         )
     if batcher.last_failure is not None:
-        canary = state.encoder.tokenizer.encode(["ready?"])[0].ids
+        canary = embedder.encoder.tokenizer.encode(["ready?"])[0].ids
         try:
             async with asyncio.timeout(CANARY_TIMEOUT_S):
                 job = await batcher.submit([canary])

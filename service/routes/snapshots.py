@@ -13,7 +13,7 @@ from service.collection_schemas import (
     SnapshotDescription,
     SnapshotList,
 )
-from service.http_errors import documented
+from service.http_errors import STORE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.routes.collections import PREFIX, Name, described
 from service.state import State
@@ -29,7 +29,7 @@ def router(state: State) -> APIRouter:
     @routes.post(
         "/{name}/snapshots",
         response_model=SnapshotDescription,
-        responses=documented(404, 422, 500),
+        responses=documented(404, 422, *STORE_ERRORS, 501),
     )
     async def create_snapshot(name: Name) -> SnapshotDescription:
         """Copy a collection as of one moment, while it is read and written; the answer comes when
@@ -37,7 +37,9 @@ def router(state: State) -> APIRouter:
         return SnapshotDescription(**asdict(await asyncio.to_thread(store.back_up, name)))
 
     @routes.get(
-        "/{name}/snapshots", response_model=SnapshotList, responses=documented(404, 422, 500)
+        "/{name}/snapshots",
+        response_model=SnapshotList,
+        responses=documented(404, 422, *STORE_ERRORS, 501),
     )
     async def list_snapshots(name: Name) -> SnapshotList:
         """A collection's snapshots, oldest first; they outlive the collection."""
@@ -47,7 +49,7 @@ def router(state: State) -> APIRouter:
     @routes.post(
         "/{name}/snapshots/{snapshot_id}/restore",
         response_model=CollectionDescription,
-        responses=documented(404, 422, 500),
+        responses=documented(404, 422, *STORE_ERRORS, 501),
     )
     async def restore_snapshot(name: Name, snapshot_id: SnapshotId) -> CollectionDescription:
         """Put a snapshot in the place of the collection, which may be damaged or dropped.
@@ -59,7 +61,7 @@ def router(state: State) -> APIRouter:
     @routes.delete(
         "/{name}/snapshots/{snapshot_id}",
         status_code=204,
-        responses=documented(404, 422, 500),
+        responses=documented(404, 422, *STORE_ERRORS, 501),
     )
     async def delete_snapshot(name: Name, snapshot_id: SnapshotId) -> None:
         """Delete a snapshot."""

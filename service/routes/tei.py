@@ -35,7 +35,7 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "compact": "floa
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["text-embeddings-inference"])
-    settings, embedder = state.settings, state.embedder
+    embedder, settings = state.encoders.default, state.settings
 
     @routes.post(
         "/embed",
@@ -58,10 +58,11 @@ def router(state: State) -> APIRouter:
     @routes.get("/info", response_model=TeiInfo)
     async def info() -> TeiInfo:
         """What is served, and its limits."""
-        manifest = state.encoder.manifest
+        encoder = embedder.encoder
+        manifest = encoder.manifest
         return TeiInfo(
             model_id=manifest.name,
-            model_sha=state.encoder.fingerprint,
+            model_sha=encoder.fingerprint,
             model_dtype=DTYPES[manifest.precision],
             model_type=TeiModelType(embedding=TeiPooling(pooling=POOLING_NAMES[manifest.pooling])),
             max_concurrent_requests=settings.max_queue_tokens,
@@ -70,7 +71,7 @@ def router(state: State) -> APIRouter:
             max_batch_requests=settings.max_batch_items,
             max_client_batch_size=settings.max_request_items,
             auto_truncate=settings.auto_truncate,
-            tokenization_workers=state.embedder.tokenizer_threads,
+            tokenization_workers=embedder.tokenizer_threads,
             version=__version__,
         )
 

@@ -10,8 +10,8 @@ import re
 
 import numpy as np
 
-from mexma.errors import FingerprintMismatch, InputError, UnencodableText
-from service.store.protocol import Document, Vectors
+from mexma.errors import CollectionExists, FingerprintMismatch, InputError, UnencodableText
+from service.store.protocol import CollectionInfo, Document, Vectors
 
 MAX_DIM = 16_384
 MAX_ID_BYTES = 512
@@ -42,6 +42,20 @@ def check_fingerprint(name: str, expected: str, found: str) -> None:
             expected=expected,
             found=found,
         )
+
+
+def check_same(info: CollectionInfo, dim: int, fingerprint: str) -> CollectionInfo:
+    """The collection that exists, where it is the one that was asked for."""
+    if info.fingerprint != fingerprint:
+        raise FingerprintMismatch(
+            f"collection {info.name!r} exists for encoder {info.fingerprint}, not {fingerprint}; "
+            "choose another name, or serve that encoder's model to use it",
+            expected=info.fingerprint,
+            found=fingerprint,
+        )
+    if info.dim != dim:
+        raise CollectionExists(f"collection {info.name!r} exists with dim {info.dim}, not {dim}")
+    return info
 
 
 def _encode_metadata(document: Document, item: int) -> str:
@@ -97,6 +111,15 @@ def check_document(document: Document, item: int) -> str:
             f"lang of document {item} must be a BCP 47 tag, got {document.lang[:40]!r}", item=item
         )
     return metadata
+
+
+def is_unicode(id: str) -> bool:
+    """Whether an id can be stored at all; one that cannot does not exist."""
+    try:
+        id.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def unit_vectors(vectors: Vectors, count: int | None, dim: int) -> Vectors:

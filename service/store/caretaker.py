@@ -115,6 +115,9 @@ class Caretaker:
                 self.hubness, self._hub_rows = hubness(snapshot), len(snapshot)
         except Stopped:
             log.debug("left unfinished: %s is being closed", self._generations.collection)
+        except MexmaError:
+            if not self._stopped():
+                raise
 
     def _load(self) -> None:
         snapshot, last = self._current(), self._last_rid()

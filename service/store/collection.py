@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mexma.errors import CollectionNotFound, DocumentNotFound, InputError, StoreCorrupt
-from service.store.admission import check_document, check_fingerprint, unit_vectors
+from service.store.admission import check_document, check_fingerprint, is_unicode, unit_vectors
 from service.store.approximate import Approximate
 from service.store.backups import Backups
 from service.store.caretaker import Caretaker
@@ -64,6 +64,10 @@ class Means(NamedTuple):
     recall_check_every: int
 
 
+class StandsBeside(CollectionNotFound):
+    """The collection that serves is another one of this name by now."""
+
+
 class Collection:
     """An open collection directory. Thread-safe; raises CollectionNotFound once closed."""
 
@@ -78,6 +82,8 @@ class Collection:
         self._database = Database.open(directory / DATABASE)
         self._writing = threading.Lock()
         self._closed = False
+        self.beside = False
+        """Another collection of this name serves; this one takes no writes but that one's."""
         try:
             self._snapshot = self._built(means.threads)
         except BaseException:
@@ -156,7 +162,7 @@ class Collection:
         if not winners:
             return []
         with self._writing:
-            self._check_open()
+            self._check_serving()
             with self._database.transaction() as transaction:
                 existing = transaction.rids(list(last))
                 transaction.delete(list(existing.values()))
@@ -179,9 +185,9 @@ class Collection:
         return outcomes
 
     def delete(self, ids: Sequence[str]) -> Ids:
-        unique = [id for id in dict.fromkeys(ids) if _is_unicode(id)]
+        unique = [id for id in dict.fromkeys(ids) if is_unicode(id)]
         with self._writing:
-            self._check_open()
+            self._check_serving()
             with self._database.transaction() as transaction:
                 existing = transaction.rids(unique)
                 changed = self._without(transaction, np.array(sorted(existing.values()), np.int64))
@@ -190,7 +196,7 @@ class Collection:
 
     def delete_where(self, selection: Selection) -> int:
         with self._writing:
-            self._check_open()
+            self._check_serving()
             dead = self._snapshot.rids[selected(self._snapshot, selection)]
             with self._database.transaction() as transaction:
                 changed = self._without(transaction, dead)
@@ -203,8 +209,57 @@ class Collection:
         none = np.empty((0, self._snapshot.dim), np.float32)
         return self._snapshot.changed(dead, dead[:0], [], none, [])
 
+    def take(self, rows: Sequence[Row], vectors: Vectors, dead: Index) -> None:
+        """Take over rows of another collection, with their rids, and drop those of rid `dead`.
+
+        rows: by rid, above all there ever were here. vectors: float32 `[len(rows), dim]`.
+        dead: int64 `[n]`, of rows that exist.
+        """
+        units = unit_vectors(vectors, len(rows), self._database.header.dim)
+        with self._writing:
+            self._check_open()
+            with self._database.transaction() as transaction:
+                replaced = [*transaction.rids([row.id for row in rows]).values()]
+                dead = np.union1d(dead, np.array(replaced, np.int64))
+                transaction.delete(dead.tolist())
+                rids = transaction.insert(
+                    [row.document() for row in rows],
+                    [row.metadata for row in rows],
+                    vectors,
+                    np.array([row.rid for row in rows], np.int64),
+                )
+                changed = self._snapshot.changed(
+                    dead,
+                    rids,
+                    [row.lang for row in rows],
+                    units,
+                    [json.loads(row.metadata) for row in rows],
+                )
+            self._publish(changed)
+
+    def rows(self, rids: Sequence[int]) -> list[Row]:
+        """Those of the rows that exist, by rid."""
+        found = self._read(lambda: self._database.rows(rids))
+        return [found[rid] for rid in sorted(found)]
+
+    def snapshot(self) -> Snapshot:
+        """The newest state."""
+        self._check_open()
+        return self._snapshot
+
+    def last_rid(self) -> int:
+        """The highest rid that was ever given or taken over."""
+        return self._read(self._database.last_rid)
+
+    def raise_numbers(self, last: int) -> None:
+        """Give no rid up to `last` to what is written from now on."""
+        with self._writing:
+            self._check_open()
+            with self._database.transaction() as transaction:
+                transaction.raise_numbers(last)
+
     def get(self, id: str) -> Document:
-        row = self._read(lambda: self._database.row(id)) if _is_unicode(id) else None
+        row = self._read(lambda: self._database.row(id)) if is_unicode(id) else None
         if row is None:
             raise DocumentNotFound(f"collection {self.name!r} holds no document {id[:80]!r}")
         return row.document()
@@ -320,6 +375,12 @@ class Collection:
         if self._closed:
             raise CollectionNotFound(f"there is no collection {self.name!r}")
 
+    def _check_serving(self) -> None:
+        """Before a write, which has waited for its turn: the one that serves may be another now."""
+        self._check_open()
+        if self.beside:
+            raise StandsBeside(f"{self.directory} is not the one that serves {self.name!r}")
+
     def back_up(self, backups: Backups) -> Backup:
         return self._read(lambda: backups.make(self._database, self.directory))
 
@@ -352,15 +413,6 @@ class Collection:
                 self._closed = False
                 raise
             self.end()
-
-
-def _is_unicode(id: str) -> bool:
-    """Whether an id can be stored at all; one that cannot does not exist."""
-    try:
-        id.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _stacked(vectors: list[Vectors], dim: int) -> Vectors:

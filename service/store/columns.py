@@ -193,7 +193,7 @@ class Columns:
                     postings.append(count, np.empty(0, np.int32), np.empty(0, np.bool_))
         added: dict[tuple[FieldPath, str], tuple[list[int], list[Any]]] = {}
         for row, document in enumerate(metadata, count):
-            for path, value in _leaves(document):
+            for path, value in leaves(document):
                 if path not in self._columns:
                     self._columns[path] = Column()
                 kind, held = self._columns[path].encode(value)
@@ -240,7 +240,7 @@ def _answers(column: Column, condition: OneOf | Range | Exists, count: int) -> I
             yield from column.equal(value, count)
 
 
-def _leaves(document: dict[str, Any]) -> Iterator[tuple[FieldPath, Any]]:
+def leaves(document: dict[str, Any]) -> Iterator[tuple[FieldPath, Any]]:
     """Every path of a document and a value there; without recursion, since JSON may nest deeply."""
     pending: list[tuple[FieldPath, Any]] = [((), document)]
     while pending:

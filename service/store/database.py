@@ -134,11 +134,19 @@ class Transaction:
         reached("write: rows deleted")
 
     def insert(
-        self, documents: Sequence[Document], metadata: Sequence[str], vectors: Vectors
+        self,
+        documents: Sequence[Document],
+        metadata: Sequence[str],
+        vectors: Vectors,
+        rids: Index | None = None,
     ) -> Index:
-        """Add rows for ids that do not exist. Returns their rids, int64 `[n]`, ascending."""
-        first = _last_rid(self._connection) + 1
-        rids = np.arange(first, first + len(documents), dtype=np.int64)
+        """Add rows for ids that do not exist. Returns their rids, int64 `[n]`, ascending.
+
+        rids: where they are given already, ascending and above all there ever were.
+        """
+        if rids is None:
+            first = _last_rid(self._connection) + 1
+            rids = np.arange(first, first + len(documents), dtype=np.int64)
         blobs = [vector.astype("<f4", copy=False).tobytes() for vector in vectors]
         self._connection.executemany(
             "INSERT INTO documents (rid, id, lang, text, metadata, checksum, vector)"
@@ -150,6 +158,12 @@ class Transaction:
         )
         reached("write: rows inserted")
         return rids
+
+    def raise_numbers(self, last: int) -> None:
+        """Give no rid up to `last` any more."""
+        if _last_rid(self._connection) < last:
+            self._connection.execute("DELETE FROM sqlite_sequence WHERE name = 'documents'")
+            self._connection.execute("INSERT INTO sqlite_sequence VALUES ('documents', ?)", [last])
 
 
 class Database:

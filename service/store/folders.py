@@ -6,12 +6,15 @@
             documents.sqlite
             index/               derived, see generations.py
             succeeds.json        after a restore: the folders that this one replaces
+            roles.json           in a migration: which of two folders of a name serves
         snapshots/demo/…         backups, see backups.py
         .new-…                   being made: never served, removed at start
         .gone-…                  dropped: never served, removed at start
 
 A collection appears by one rename and disappears by one. A restore is one rename too: from then
 on there are two folders of a name, and the one that says it succeeds the other is the collection.
+In a migration there are two of a name for long, one per encoder; the newer one holds the file that
+says which of them is the collection, and cutting over replaces that file.
 
 The suffix is there because SQLite removes its write-ahead log by path when a file's last
 connection closes: a search still running on a dropped collection must not take away the log of a
@@ -27,13 +30,25 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mexma.errors import StoreCorrupt, StoreError
 from service.store import backups, durable
 from service.store.admission import NAME
+from service.store.steps import reached
 
 NEW, GONE = ".new-", ".gone-"
-SUCCEEDS = "succeeds.json"
+SUCCEEDS, ROLES = "succeeds.json", "roles.json"
+
+
+class Place(NamedTuple):
+    """Where a collection lies: the folder that serves, and in a migration the one beside it.
+
+    newer: whichever of the two the migration made; it holds the roles."""
+
+    serving: Path
+    other: Path | None = None
+    newer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -105,4 +120,38 @@ def successor_of(folders: list[Path]) -> Path | None:
             replaced = durable.read_manifest(folder / SUCCEEDS)["folders"]
             if {path.name for path in folders} - {folder.name} <= set(replaced):
                 return folder
+    return None
+
+
+def write_roles(newer: Path, serving: str, other: str) -> None:
+    """Say, in one moment and durably, which of two folders of a name serves from now on."""
+    written = newer / f".{ROLES}"
+    written.unlink(missing_ok=True)  # of an attempt that was cut off
+    durable.write_manifest(written, {"serving": serving, "other": other})
+    reached("migration: roles written")
+    written.rename(newer / ROLES)
+    reached("migration: roles renamed")
+    durable.sync(newer)
+    reached("migration: roles durable")
+
+
+def place_of(folders: list[Path]) -> Place | None:
+    """Which of a name's folders is the collection; None where nothing says so."""
+    if len(folders) == 1:
+        alone = folders[0]
+        if not (alone / ROLES).exists():
+            return Place(alone)
+        with suppress(StoreCorrupt):
+            # Its migration was finished; or it is half a copy of one that somebody took away.
+            if durable.read_manifest(alone / ROLES)["serving"] == alone.name:
+                return Place(alone)
+        return None
+    if successor := successor_of(folders):
+        return Place(successor)
+    by_name = {folder.name: folder for folder in folders}
+    for newer in folders:
+        with suppress(StoreCorrupt):
+            roles = durable.read_manifest(newer / ROLES)
+            if set(by_name) == {roles["serving"], roles["other"]}:
+                return Place(by_name[roles["serving"]], by_name[roles["other"]], newer)
     return None

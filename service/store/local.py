@@ -16,22 +16,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from mexma.errors import (
-    CollectionExists,
     CollectionNotFound,
-    FingerprintMismatch,
     StoreCorrupt,
     StoreError,
     StoreFailed,
 )
 from service.store import backups
-from service.store.admission import check_dim, check_name
+from service.store.admission import check_dim, check_name, check_same
 from service.store.backups import Backups
-from service.store.collection import DATABASE, Collection, Means
+from service.store.collection import DATABASE, Collection, Means, StandsBeside
 from service.store.database import Database, Header
 from service.store.durable import sync
-from service.store.folders import Folders, successor_of, write_succession
+from service.store.folders import Folders, place_of, write_succession
 from service.store.keeper import Keeper
 from service.store.memory import MemoryBudget
+from service.store.migrations import Migrations
 from service.store.protocol import (
     Backup,
     BackupList,
@@ -83,6 +82,8 @@ class LocalStore:
         self._means = Means(
             budget, MemoryBudget(index_memory_bytes), Keeper(budget.total), recall_check_every
         )
+        self.migrations = Migrations(self._folders, self._means, self._open, self._changing)
+        """Collections that are being moved to another encoder."""
         try:
             self._load()
         except BaseException:
@@ -95,18 +96,28 @@ class LocalStore:
             try:
                 self._open[name] = self._opened(name, folders)
             except StoreError as e:
-                self._damaged[name] = (folders, e)
+                place = place_of(folders)
+                # What serves comes last, so that it goes last: the other alone would be found.
+                self._damaged[name] = (
+                    sorted(folders, key=lambda path: place is not None and path == place.serving),
+                    e,
+                )
 
     def _opened(self, name: str, folders: list[Path]) -> Collection:
         """The collection of these folders; a restore that was cut off after its rename is finished."""
-        folder = folders[0] if len(folders) == 1 else successor_of(folders)
-        if folder is None:
-            raise StoreCorrupt(f"{self.root} must hold {name!r} once, it holds it twice")
-        collection = Collection(folder, self._means)
+        place = place_of(folders)
+        if place is None:
+            raise StoreCorrupt(
+                f"{self.root} must hold {name!r} once, or twice and say which one serves; it holds "
+                + ", ".join(path.name for path in folders)
+            )
+        collection = Collection(place.serving, self._means)
         if collection.name != name:
             collection.close()
-            raise StoreCorrupt(f"{folder} must hold {name!r}, it holds {collection.name!r}")
-        self._discard([path for path in folders if path != folder])
+            raise StoreCorrupt(f"{place.serving} must hold {name!r}, it holds {collection.name!r}")
+        if place.other and place.newer:
+            self.migrations.load(name, collection, place.other, place.newer)
+        self._discard([path for path in folders if path not in place])
         return collection
 
     def _discard(self, folders: list[Path]) -> None:
@@ -126,14 +137,15 @@ class LocalStore:
 
     def _on(self, name: str, use: Callable[[Collection], T]) -> T:
         """Use a collection, or the one that takes its place in that moment."""
-        collection = self._collection(name)
-        try:
-            return use(collection)
-        except CollectionNotFound:
-            successor = self._open.get(name)
-            if successor is None or successor is collection:
-                raise
-            return use(successor)
+        while True:
+            collection = self._collection(name)
+            try:
+                return use(collection)
+            except StandsBeside:
+                continue  # another serves since this writer began to wait for its turn
+            except CollectionNotFound:
+                if self._open.get(name) in (None, collection):
+                    raise
 
     def create(self, name: str, dim: int, fingerprint: str) -> CollectionInfo:
         check_name(name)
@@ -141,7 +153,7 @@ class LocalStore:
         with self._changing:
             self._check_open()
             if name in self._open or name in self._damaged:
-                return _same(self._collection(name).info(), dim, fingerprint)
+                return check_same(self._collection(name).info(), dim, fingerprint)
             self._open[name] = collection = self._created(name, dim, fingerprint)
             return collection.info()
 
@@ -181,13 +193,15 @@ class LocalStore:
                     del self._damaged[name]
                     return
                 collection = self._collection(name)
-                gone = self._folders.gone(collection.directory)
-                collection.retire(gone)
+                gone = self.migrations.remove(name)  # first: alone it would be a collection
+                gone.append(self._folders.gone(collection.directory))
+                collection.retire(gone[-1])
                 del self._open[name]
                 sync(self.root)
             except OSError as e:
                 raise StoreFailed(f"collection {name!r} cannot be dropped: {e}") from e
-        shutil.rmtree(gone, ignore_errors=True)  # what resists is removed at the next start
+        for folder in gone:
+            shutil.rmtree(folder, ignore_errors=True)  # what resists is removed at the next start
 
     def upsert(
         self, name: str, documents: Sequence[Document], vectors: Vectors, fingerprint: str
@@ -278,6 +292,7 @@ class LocalStore:
         """Put the complete folder `new` in the place of what has this name now, if anything."""
         old = self._open.get(name)
         predecessors = [old.directory] if old else self._damaged.get(name, ([], None))[0]
+        predecessors = [*self.migrations.beside(name), *predecessors]
         if predecessors:
             write_succession(new, predecessors)
         reached("restore: succession written")
@@ -294,6 +309,7 @@ class LocalStore:
                 raise
             self._open[name] = successor
             self._damaged.pop(name, None)
+            self.migrations.forget(name)
             if old:
                 old.end()
         self._discard(predecessors)
@@ -311,6 +327,7 @@ class LocalStore:
     def close(self) -> None:
         self._means.keeper.close()
         with self._changing:
+            self.migrations.close()
             while self._open:
                 self._open.popitem()[1].close()
             self._damaged.clear()
@@ -321,19 +338,6 @@ class LocalStore:
     def _check_open(self) -> None:
         if self._lock < 0:
             raise StoreError(f"the store at {self.root} is closed")
-
-
-def _same(info: CollectionInfo, dim: int, fingerprint: str) -> CollectionInfo:
-    if info.fingerprint != fingerprint:
-        raise FingerprintMismatch(
-            f"collection {info.name!r} exists for encoder {info.fingerprint}, not {fingerprint}; "
-            "choose another name, or serve that encoder's model to use it",
-            expected=info.fingerprint,
-            found=fingerprint,
-        )
-    if info.dim != dim:
-        raise CollectionExists(f"collection {info.name!r} exists with dim {info.dim}, not {dim}")
-    return info
 
 
 def _again(error: StoreError) -> StoreError:

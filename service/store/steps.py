@@ -35,6 +35,18 @@ STEPS = frozenset(
         "restore: renamed",
         "restore: durable",
         "restore: predecessor renamed",
+        "migration: folder made",
+        "migration: database made",
+        "migration: roles written",
+        "migration: roles renamed",
+        "migration: roles durable",
+        "migration: folder renamed",
+        "migration: rows taken",
+        "migration: last rows taken",
+        "migration: numbers raised",
+        "migration: changed over",
+        "migration: other renamed",
+        "migration: roles removed",
     }
 )
 

@@ -22,11 +22,14 @@ from mexma.errors import EngineAway
 from mexma.text import TextTokenizer
 from service.embedder import Embedder
 from service.http_errors import for_exception
+from service.language_meter import LanguageMeter
+from service.languages import LanguageDetector
 from service.middleware import RequestBorder, watched
 from service.routes import embeddings, tei
 from service.schemas import EmbeddingRequest, Ready, TeiEmbedRequest
 from service.settings import Settings
 from service.shortcut import shortcut
+from service.tracing import start_tracing
 from service.workers.proxy import forward
 from service.workers.remote import RelayedMetrics, RemoteBatcher
 
@@ -60,8 +63,10 @@ class Front:
         encoder: TokenizingEncoder,
         folder: Path,
         mismatch: Callable[[str], None],
+        elsewhere: frozenset[str] = frozenset(),
     ):
-        """folder: of the sockets of the engine's process. mismatch: see RemoteBatcher."""
+        """folder: of the sockets of the engine's process. mismatch: see RemoteBatcher.
+        elsewhere: names of models that the engine's process tokenises for itself."""
         self._http = folder / HTTP_SOCKET
         self._remote = RemoteBatcher(
             folder / ENGINE_SOCKET,
@@ -72,17 +77,30 @@ class Front:
         metrics = RelayedMetrics()
         metrics.remote = self._remote
         self._embedder = Embedder(encoder, settings, metrics, submit=self._remote.submit)
-        named = {"client_header": settings.client_header}
+        if settings.language_sample_every:
+            self._embedder.language_meter = LanguageMeter(
+                LanguageDetector(), metrics, every=settings.language_sample_every
+            )
+        self._tracing = start_tracing(settings)
         self._border = RequestBorder(
             self._hand_on,
             max_body_bytes=settings.max_body_bytes,
             body_timeout_s=settings.body_timeout_s,
             metrics=metrics,
+            access_log=settings.access_log,
+            tracing=self._tracing,
             shortcuts={
                 "/v1/embeddings": shortcut(
-                    EmbeddingRequest, partial(embeddings.answer, self._embedder), **named
+                    EmbeddingRequest,
+                    partial(embeddings.answer, lambda _: self._embedder),
+                    client_header=settings.client_header,
+                    takes=lambda body: body.model not in elsewhere,
                 ),
-                "/embed": shortcut(TeiEmbedRequest, partial(tei.answer, self._embedder), **named),
+                "/embed": shortcut(
+                    TeiEmbedRequest,
+                    partial(tei.answer, self._embedder),
+                    client_header=settings.client_header,
+                ),
             },
         )
 
@@ -99,6 +117,8 @@ class Front:
         await receive()
         await self._remote.stop()
         await self._embedder.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:

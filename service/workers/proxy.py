@@ -103,6 +103,7 @@ def _head(scope: Scope, body_bytes: int) -> bytes:
     headers.append((b"content-length", str(body_bytes).encode()))
     if client := scope.get("client"):
         headers.append((b"x-forwarded-for", client[0].encode()))
+    headers.append((b"x-forwarded-proto", scope.get("scheme", "http").encode()))
     lines = [scope["method"].encode() + b" " + target + b" HTTP/1.1"]
     lines += [name + b": " + value for name, value in headers]
     return b"\r\n".join(lines) + b"\r\n\r\n"

@@ -239,6 +239,9 @@ class RelayedMetrics(Metrics):
     def embedded(self, **arguments: Any) -> None:
         self._tell("embedded", arguments)
 
+    def language(self, **arguments: Any) -> None:
+        self._tell("language", arguments)
+
     def _tell(self, name: str, arguments: dict[str, Any]) -> None:
         if self.remote is not None:
             self.remote.observe(name, arguments)

@@ -24,12 +24,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import uvicorn
-
 from mexma.artifact import open_artifact
 from mexma.errors import ArtifactError
 from mexma.text import TextTokenizer
-from service.one_write import OneWriteProtocol
 from service.settings import Settings
 from service.workers.front import HTTP_SOCKET, Front, TokenizingEncoder
 
@@ -50,18 +47,18 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        listener: socket.socket,
         serve_engine: Callable[[Path], None],
+        run: Callable[[Front], None],
         *,
         grace_s: int,
-        keep_alive_s: int,
     ):
         """serve_engine: runs the whole service at the sockets in a folder, until it is told to
-        stop. grace_s: what requests under way have to finish."""
+        stop; run: a worker's application at the listener. grace_s: what requests under way have
+        to finish."""
         self._settings = settings
-        self._listener = listener
         self._serve_engine = serve_engine
-        self._grace_s, self._keep_alive_s = grace_s, keep_alive_s
+        self._run_front = run
+        self._grace_s = grace_s
         self._folder = Path(tempfile.mkdtemp(prefix="mexma-"))
         self._engine: int | None = None
         self._engine_started = 0.0
@@ -84,6 +81,9 @@ class Supervisor:
         except ValueError as error:
             raise ArtifactError(f"{self._settings.model}: {error}") from None
         self._encoder = TokenizingEncoder(artifact.manifest, tokenizer)
+        further = [open_artifact(path).manifest for path in self._settings.further_models]
+        names = {name for m in further for name in (m.name, m.fingerprint)}
+        self._elsewhere = frozenset(names - {artifact.manifest.name})
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         try:
@@ -137,16 +137,9 @@ class Supervisor:
             log.error("%s", sentence)
             os._exit(WRONG_ENCODER)
 
-        config = uvicorn.Config(
-            Front(self._settings, self._encoder, self._folder, mismatch),
-            loop="uvloop",
-            http=OneWriteProtocol,
-            access_log=False,
-            log_config=None,
-            timeout_graceful_shutdown=self._grace_s,
-            timeout_keep_alive=self._keep_alive_s,
+        self._run_front(
+            Front(self._settings, self._encoder, self._folder, mismatch, self._elsewhere)
         )
-        uvicorn.Server(config).run(sockets=[self._listener])
 
     def _reap(self) -> int | None:
         """Take note of who died and start the next; an exit status when nothing can be done."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,17 @@ def make_client(tmp_path: Path, detector: LanguageDetector) -> Iterator[MakeClie
     """Start an app (`make_client(encoder, max_request_items=3)`) and get a client to it."""
     with ExitStack() as stack:
 
-        def make(encoder: Encoder | None = None, **settings: Any) -> TestClient:
+        def make(
+            encoder: Encoder | None = None, *, further: Sequence[Encoder] = (), **settings: Any
+        ) -> TestClient:
             chosen = Settings(**{"demo": False, "data_dir": tmp_path / "data", **settings})
             store = LocalStore(chosen.data_dir)
             app = create_app(
-                chosen, encoder=encoder or FakeEncoder(), store=store, detector=detector
+                chosen,
+                encoder=encoder or FakeEncoder(),
+                store=store,
+                detector=detector,
+                further=further,
             )
             client = stack.enter_context(TestClient(app))
             while client.get("/health/ready").json()["reason"] == "starting":

@@ -196,6 +196,17 @@ def test_metrics_count_what_happened(client):
     assert "fingerprint" in text
 
 
+def test_a_service_of_embeddings_only_has_no_collections(make_client):
+    client = make_client(collections=False, demo=True)
+    assert client.get("/health/ready").status_code == 200
+    assert client.post("/v1/embeddings", json={"input": "x"}).status_code == 200
+    assert client.put("/v1/collections/c").status_code == 404
+    assert client.get("/v1/collections/demo").status_code == 404
+    assert not [
+        path for path in client.get("/openapi.json").json()["paths"] if "collections" in path
+    ]
+
+
 LONG_WAY = "application/json; charset=UTF-8"  # as sound, and not among those of the shortcut
 
 

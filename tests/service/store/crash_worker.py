@@ -17,24 +17,26 @@ import signal
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from mexma.errors import StoreFailed
-from service.store import approximate, caretaker, index, planner, steps
+from service.store import approximate, caretaker, index, pair, planner, steps
 from service.store.local import LocalStore
+from service.store.pair import Embedded
 from service.store.protocol import Document, Query
 
 REPOSITORY = Path(__file__).parents[3]
 DIM = 8
 PRINT = "encoder"
+NEW, NEW_DIM = "encoder-b", 12
 
 
-def vector_of(text: str) -> np.ndarray:
-    return np.random.default_rng(zlib.crc32(text.encode())).standard_normal(DIM).astype("f4")
+def vector_of(text: str, dim: int = DIM) -> np.ndarray:
+    return np.random.default_rng(zlib.crc32(text.encode())).standard_normal(dim).astype("f4")
 
 
 def writes(round_: int) -> Iterator[tuple[dict[str, str], list[str]]]:
@@ -48,16 +50,50 @@ def writes(round_: int) -> Iterator[tuple[dict[str, str], list[str]]]:
             yield {id: f"{id} of write {n} in round {round_}" for id in ids}, []
 
 
+def by(fingerprint: str, texts: Sequence[str]) -> np.ndarray:
+    """What each of two encoders makes of texts: another dim, and nothing like the other's."""
+    if fingerprint == PRINT:
+        return np.array([vector_of(t) for t in texts], np.float32).reshape(-1, DIM)
+    return np.array([vector_of(f"b: {t}", NEW_DIM) for t in texts], np.float32).reshape(-1, NEW_DIM)
+
+
+def embed_by(fingerprint: str) -> Callable[[Sequence[str]], Embedded]:
+    return lambda texts: Embedded(by(fingerprint, texts), {})
+
+
+def migrate(store: LocalStore, choose: random.Random) -> None:
+    """One more step of moving "c" to the other encoder, back, or to an end."""
+    migrations = store.migrations
+    if "c" not in migrations.names():
+        other, dim = (NEW, NEW_DIM) if store.describe("c").fingerprint == PRINT else (PRINT, DIM)
+        migrations.begin("c", dim, other)
+        return
+    info = migrations.describe("c")
+    weights = [2, 2, 3] if info.phase == "cut_over" else [4, 4, 1]
+    what = choose.choices(["follow", "change over", "end"], weights)[0]
+    if what == "follow":
+        for _ in range(choose.randint(1, 4)):
+            rows = migrations.work("c", 60)
+            embedded = embed_by(info.other)([row.text for row in rows])
+            migrations.take("c", info.other, rows, embedded)
+    elif what == "end":
+        (migrations.retire if info.phase == "cut_over" else migrations.abandon)("c")
+    else:
+        change = migrations.roll_back if info.phase == "cut_over" else migrations.cut_over
+        change("c", embed_by(info.other))
+
+
 Action = tuple[str, dict[str, str], list[str]]
 """What is done, with documents to write as id -> text and ids to delete."""
 
 
 def actions(round_: int) -> Iterator[Action]:
-    """Endless: writes, and now and then a backup, a restore, or a rest for the builder."""
+    """Endless: writes, migrations, and now and then a backup, a restore, or a rest for the builder."""
     choose, written = random.Random(round_), writes(round_)
     backed_up = False
     while True:
-        what = choose.choices(["write", "backup", "restore", "settle"], [8, 1, 1, 2])[0]
+        kinds = ["write", "migrate", "backup", "restore", "settle"]
+        what = choose.choices(kinds, [8, 8, 1, 1, 2])[0]
         if what == "write":
             yield what, *next(written)
         elif what != "restore" or backed_up:
@@ -67,19 +103,23 @@ def actions(round_: int) -> Iterator[Action]:
 
 def act(root: Path, round_: int) -> None:
     """Do a round's actions, each acknowledged by a byte on stdout."""
-    store, backup = LocalStore(root, threads=1), ""
-    store.create("c", DIM, PRINT)
+    store, backup, choose = LocalStore(root, threads=1), "", random.Random(round_)
+    if not store.list():
+        store.create("c", DIM, PRINT)
     os.write(1, b"open\n")
-    for what, put, gone in islice(actions(round_), 150):
+    for what, put, gone in islice(actions(round_), 200):
         if what == "backup":
             backup = store.back_up("c").id
         elif what == "restore":
             store.restore("c", backup)
         elif what == "settle":
             store.settle()
+        elif what == "migrate":
+            migrate(store, choose)
         elif put:
             documents = [Document(id, text, "en", {"text": text}) for id, text in put.items()]
-            store.upsert("c", documents, np.array([vector_of(t) for t in put.values()]), PRINT)
+            fingerprint = store.describe("c").fingerprint
+            store.upsert("c", documents, by(fingerprint, [*put.values()]), fingerprint)
         else:
             store.delete("c", gone)
         os.write(1, b".\n")
@@ -151,6 +191,7 @@ def make_everything_small() -> None:
     planner.EXACT_ROWS, planner.EXACT_FETCH = 40, 10**9
     caretaker.TAIL_ROWS, caretaker.SAVE_SHARE = 40, 0
     approximate.ADD_ROWS = 50
+    pair.HELD_ROWS = 1_000
 
 
 def main(root: Path, what: str, round_: int) -> None:

@@ -10,7 +10,8 @@ from service.store.protocol import Query, Selection
 from .given import PRINT, fill, vectors
 
 
-def test_backups_hold_what_was_there(store):
+def test_backups_hold_what_was_there(backing_store):
+    store = backing_store
     fill(store, {"a": ("en", [1, 0]), "b": ("fi", [0, 1])})
     assert store.backups("c") == []
     backup = store.back_up("c")
@@ -34,7 +35,8 @@ def test_backups_hold_what_was_there(store):
     assert store.backups("c") == []
 
 
-def test_backups_of_what_is_not_there(store):
+def test_backups_of_what_is_not_there(backing_store):
+    store = backing_store
     with pytest.raises(CollectionNotFound):
         store.back_up("c")
     store.create("c", 2, PRINT)
