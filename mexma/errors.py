@@ -24,6 +24,7 @@
         ├── DocumentNotFound
         ├── BackupNotFound
         ├── FingerprintMismatch     vectors of another encoder
+        ├── CanaryMismatch          its encoder computes other vectors than when it was made
         ├── MigrationNotFound       the collection is not being moved to another encoder
         ├── MigrationConflict       what was asked of a migration is not possible in its phase
         ├── StoreUnavailable        its server does not answer; says when to come back
@@ -154,6 +155,10 @@ class FingerprintMismatch(StoreError):
         super().__init__(message)
         self.expected = expected
         self.found = found
+
+
+class CanaryMismatch(StoreError):
+    """The collection's encoder, as it runs here and now, makes other vectors than those stored."""
 
 
 class MigrationNotFound(StoreError):

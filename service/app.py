@@ -22,17 +22,20 @@ from mexma import __version__
 from mexma.encoder import Encoder
 from mexma.errors import StoreUnavailable
 from service import http_errors
+from service.canaries import Canaries
 from service.demo import offer_demo
 from service.encoders import Encoders
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder
+from service.migrator import Migrator
 from service.routes import (
     collections,
     documents,
     embeddings,
     health,
+    migrations,
     page,
     search,
     snapshots,
@@ -42,6 +45,7 @@ from service.schemas import EmbeddingRequest, TeiEmbedRequest
 from service.settings import Settings
 from service.shortcut import shortcut
 from service.state import State
+from service.store.migrations import Migrating
 from service.store.protocol import Store
 from service.tracing import TracedStore, Tracing
 from service.workers.engine_socket import offer_engine
@@ -82,12 +86,15 @@ def create_app(
     engine_socket: where HTTP workers find the default encoder's engine.
     """
     metrics = Metrics()
+    encoders = Encoders([encoder, *further], settings, metrics)
     state = State(
         settings=settings,
-        encoders=Encoders([encoder, *further], settings, metrics),
+        encoders=encoders,
         store=cast(Store, TracedStore(store)) if tracing else store,
         detector=detector or LanguageDetector(),
         metrics=metrics,
+        canaries=Canaries(encoders, store),
+        migrator=Migrator(encoders, store.migrations) if isinstance(store, Migrating) else None,
         starting="starting",
     )
     meter = LanguageMeter(state.detector, metrics, every=settings.language_sample_every)
@@ -108,7 +115,7 @@ def create_app(
     http_errors.install(app)
     app.include_router(embeddings.router(state))
     if settings.collections:
-        for routes in (collections, documents, search, snapshots):
+        for routes in (collections, documents, search, snapshots, migrations):
             app.include_router(routes.router(state))
     app.include_router(tei.router(state))
     app.include_router(health.router(state))
@@ -154,6 +161,8 @@ async def _lifespan(
         starting.cancel()
         with suppress(asyncio.CancelledError):
             await starting
+        if state.migrator is not None:
+            await state.migrator.stop()
         await state.encoders.stop()
         await asyncio.to_thread(state.store.close)
         if tracing is not None:
@@ -166,6 +175,8 @@ async def _start(state: State) -> None:
         await asyncio.to_thread(state.detector.detect, "warm up")
         for embedder in state.encoders:
             await embedder.embed(["warm up"])
+        if state.settings.collections:
+            await state.canaries.check_all()
         if state.settings.demo and state.settings.collections:
             state.starting = "filling_demo"
             try:
@@ -176,6 +187,8 @@ async def _start(state: State) -> None:
         state.starting = "start_failed"
         log.exception("the service could not start up and stays not ready")
         return
+    if state.migrator is not None and state.settings.collections:
+        state.migrator.start()
     state.starting = None
     for embedder in state.encoders:
         encoder = embedder.encoder

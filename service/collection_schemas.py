@@ -52,6 +52,46 @@ class CollectionList(BaseModel):
     collections: list[CollectionDescription]
 
 
+class MigrationRequest(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "default"}]}
+    )
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
+        description="Name or fingerprint of a served model."
+    )
+
+
+class MigrationReport(BaseModel):
+    """overlap: share of a document's k nearest that is the same by both encoders, mean over the
+    queries. recall: share of the exact k nearest that searches of the other encoder's vectors find.
+    queries: documents it was measured by, of `documents` that have both vectors."""
+
+    k: int
+    queries: int
+    documents: int
+    overlap: float
+    recall: float
+
+
+class MigrationDescription(BaseModel):
+    """How far a collection is on its way to another encoder."""
+
+    collection: str
+    phase: Literal["embedding", "ready", "cut_over"]
+    serving: str = Field(description="Fingerprint of the encoder that answers.")
+    other: str = Field(description="Fingerprint of the encoder whose vectors are kept beside.")
+    documents: int
+    embedded: int = Field(description="Documents that `other` has a vector of.")
+    share: float
+    failed: dict[str, str] = Field(description="Documents that `other` cannot embed, and why.")
+    index_state: Literal["exact", "building", "approximate", "corrupt"]
+    documents_per_s: float | None
+    eta_s: float | None
+    blocked: str | None = Field(description="Why nothing goes on, if so.")
+    report: MigrationReport | None = None
+
+
 class SnapshotDescription(BaseModel):
     """A copy of a collection as of one moment."""
 

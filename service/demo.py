@@ -46,9 +46,10 @@ async def offer_demo(state: State) -> None:
         if found.fingerprint != fingerprint:
             log.info("the demo was embedded by another encoder and is made again")
             await asyncio.to_thread(store.drop, NAME)
+            state.canaries.forget(NAME)
         elif found.count == len(sentences):
             return
-    await asyncio.to_thread(store.create, NAME, embedder.encoder.manifest.dim, fingerprint)
+    await state.canaries.create(NAME, embedder)
     with tqdm(total=len(sentences), desc="filling the demo", unit=" sentences") as progress:
         for start in range(0, len(sentences), BATCH):
             batch = sentences[start : start + BATCH]

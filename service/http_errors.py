@@ -35,6 +35,7 @@ TABLE: tuple[tuple[type[errors.MexmaError], Shape], ...] = (
     (errors.CollectionNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.DocumentNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.BackupNotFound, Shape(404, "not_found_error", "Validation")),
+    (errors.CanaryMismatch, Shape(503, "store_error", "Backend")),
     (errors.MigrationNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.MigrationConflict, Shape(409, "conflict_error", "Validation")),
     (errors.CollectionExists, Shape(409, "conflict_error", "Validation")),

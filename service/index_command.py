@@ -1,7 +1,7 @@
 """`mexma-index`: look after the collections in a folder, beside the service or without it.
 
 `verify` and `backup` read only and may run beside a service that has the folder open; `restore`,
-`rebuild` and `copy` change it and refuse to.
+`rebuild`, `copy` and `migrate` change it and refuse to.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mexma.errors import CollectionNotFound, MexmaError, StoreCorrupt, StoreError
+from service import migrate_command
 from service.settings import Settings
 from service.store import backups
 from service.store.backups import Backups
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         to="another folder, which is made if need be, or a Milvus address such as http://host:19530 "
         "(MEXMA_MILVUS_TOKEN, MEXMA_MILVUS_DATABASE and MEXMA_MILVUS_INDEX hold for it)",
     )
+    migrate_command.add_to(verbs)
     return parser
 
 

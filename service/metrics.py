@@ -117,6 +117,13 @@ class Metrics:
             ["collection", "state"],
             registry=r,
         )
+        self.migrating = Gauge(
+            "mexma_migration_documents",
+            "Documents of a collection on its way to another encoder: embedded by it, left to do, "
+            "and failed",
+            ["collection", "state"],
+            registry=r,
+        )
         self.recall = Gauge(
             "mexma_collection_recall",
             "Share of the exact answer that approximate searches found, over the last 100 checks",

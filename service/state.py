@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from service.canaries import Canaries
 from service.encoders import Encoders
 from service.languages import LanguageDetector
 from service.metrics import Metrics
+from service.migrator import Migrator
 from service.settings import Settings
 from service.store.protocol import Store
 
 
 @dataclass
 class State:
-    """starting: why the app is not ready yet, in a word for machines; None once it is."""
+    """migrator: where the store can move collections.
+
+    starting: why the app is not ready yet, in a word for machines; None once it is."""
 
     settings: Settings
     encoders: Encoders
     store: Store
     detector: LanguageDetector
     metrics: Metrics
+    canaries: Canaries
+    migrator: Migrator | None = None
     starting: str | None = None
     tasks: set[asyncio.Task[None]] = field(default_factory=set)

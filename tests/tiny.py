@@ -71,10 +71,15 @@ def tiny_checkpoint(directory: Path, *, pooling: str = "mean", seed: int = 0) ->
     return load_checkpoint(str(directory))
 
 
-def tiny_artifact(directory: Path, *, precision: str = "fp32", **options) -> Exported:
+def tiny_artifact(
+    directory: Path, *, precision: str = "fp32", seed: int = 0, **options
+) -> Exported:
     """Export such a checkpoint to `directory`; options: of `model_export.export.export`."""
     checkpoint = Checkpoint(
-        tiny_encoder(), tiny_tokenizer_json(), max_tokens=MAX_TOKENS, source={"name": "tiny"}
+        tiny_encoder(seed=seed),
+        tiny_tokenizer_json(),
+        max_tokens=MAX_TOKENS,
+        source={"name": "tiny"},
     )
     options = {"sentences_per_language": 4} | options
     return export(checkpoint, directory, precision=precision, **options)

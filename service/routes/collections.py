@@ -40,7 +40,7 @@ def router(state: State) -> APIRouter:
     @routes.put(
         "/{name}",
         response_model=CollectionDescription,
-        responses=documented(409, 422, *STORE_ERRORS),
+        responses=documented(409, 422, 504, *STORE_ERRORS),
     )
     async def create_collection(name: Name, model: Model = None) -> CollectionDescription:
         """Create a collection, or find that it exists already.
@@ -53,11 +53,9 @@ def router(state: State) -> APIRouter:
         if model is None:
             with suppress(CollectionNotFound):
                 info = await asyncio.to_thread(store.describe, name)
-                embedder = state.encoders.get(info.fingerprint) or embedder
-        encoder = embedder.encoder
-        return described(
-            await asyncio.to_thread(store.create, name, encoder.manifest.dim, encoder.fingerprint)
-        )
+                if state.encoders.get(info.fingerprint):
+                    return described(info)
+        return described(await state.canaries.create(name, embedder))
 
     @routes.get(
         "/{name}",
@@ -72,6 +70,7 @@ def router(state: State) -> APIRouter:
     async def drop_collection(name: Name) -> None:
         """Delete a collection with all its documents."""
         await asyncio.to_thread(store.drop, name)
+        state.canaries.forget(name)
 
     return routes
 
@@ -86,10 +85,12 @@ async def with_encoder(
     """Use a collection with the encoder it belongs to.
 
     Begun again where the collection was cut over to another encoder in that moment; not `again`
-    raises FingerprintMismatch then, as it is raised where its encoder is not served.
+    raises FingerprintMismatch then, as it is raised where its encoder is not served. Raises
+    CanaryMismatch where that encoder is not what it was.
     """
     info = await asyncio.to_thread(state.store.describe, name)  # 404 before any work
     while True:
+        await state.canaries.see_to_on(name)
         try:
             return await use(info, state.encoders.of(info))
         except FingerprintMismatch:

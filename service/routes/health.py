@@ -9,7 +9,7 @@ from contextlib import suppress
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from mexma.errors import StoreUnavailable
+from mexma.errors import StoreError, StoreUnavailable
 from service.embedder import Embedder
 from service.schemas import Live, Ready
 from service.state import State
@@ -73,8 +73,10 @@ def router(state: State) -> APIRouter:
             disk = shutil.disk_usage(state.settings.data_dir)
             metrics.data_bytes.set(disk.total)
             metrics.data_free_bytes.set(disk.free)
-        for gauge in (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness):
+        per_collection = (metrics.documents, metrics.index_state, metrics.recall, metrics.hubness)
+        for gauge in (*per_collection, metrics.migrating):
             gauge.clear()  # of collections that are gone
+        await asyncio.to_thread(_count_migrations, state)
         for info in infos:
             metrics.documents.labels(info.name).set(info.count)
             metrics.index_state.labels(info.name, info.index_state).set(1)
@@ -87,9 +89,23 @@ def router(state: State) -> APIRouter:
     return routes
 
 
+def _count_migrations(state: State) -> None:
+    if state.migrator is None:
+        return
+    for name in state.migrator.migrations.names():
+        with suppress(StoreError):  # ended in this moment
+            info = state.migrator.migrations.describe(name)
+            gauge, failed = state.metrics.migrating, len(info.failed)
+            gauge.labels(name, "embedded").set(info.embedded)
+            gauge.labels(name, "failed").set(failed)
+            gauge.labels(name, "left").set(info.documents - info.embedded - failed)
+
+
 async def _why_not(state: State) -> tuple[str | None, str | None]:
     if state.starting:
         return state.starting, STARTING.get(state.starting, "the service is starting")
+    if off := state.canaries.off():
+        return "canary_mismatch", "; ".join(off.values())
     for embedder in state.encoders:
         reason, detail = await _why_not_engine(embedder, state.settings.engine_timeout_s)
         if reason is not None:

@@ -56,7 +56,9 @@ def router(state: State) -> APIRouter:
 
         What was written since is gone. Every search is answered by the one or the other.
         """
-        return described(await asyncio.to_thread(store.restore, name, snapshot_id))
+        restored = described(await asyncio.to_thread(store.restore, name, snapshot_id))
+        await state.canaries.check(name)
+        return restored
 
     @routes.delete(
         "/{name}/snapshots/{snapshot_id}",

@@ -130,6 +130,10 @@ class Collection:
             hubness=self._caretaker.hubness,
         )
 
+    def canaries(self) -> Vectors | None:
+        """As they were given when the collection was made, float32 `[n, dim]`."""
+        return self._database.header.canary_vectors()
+
     def rows_indexed(self) -> int:
         return self._caretaker.rows_indexed
 

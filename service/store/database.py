@@ -17,6 +17,7 @@ Refuses to know: FAISS, languages, ranking.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sqlite3
@@ -61,12 +62,30 @@ CREATE TABLE documents (
 
 @dataclass(frozen=True)
 class Header:
-    """What a collection is, written once. created_at: RFC 3339, UTC."""
+    """What a collection is, written once. created_at: RFC 3339, UTC.
+
+    canaries: vectors of fixed sentences by its encoder, as `Header.pack` writes them; "" for none.
+    """
 
     name: str
     dim: int
     fingerprint: str
     created_at: str
+    canaries: str = ""
+
+    @staticmethod
+    def pack(vectors: Vectors | None) -> str:
+        """Base64 of the little-endian float32 components of vectors `[n, dim]`."""
+        if vectors is None:
+            return ""
+        return base64.b64encode(vectors.astype("<f4").tobytes()).decode()
+
+    def canary_vectors(self) -> Vectors | None:
+        """float32 `[n, dim]`, as they were packed."""
+        if not self.canaries:
+            return None
+        numbers = np.frombuffer(base64.b64decode(self.canaries), "<f4")
+        return numbers.astype(np.float32, copy=False).reshape(-1, self.dim)
 
 
 class Row(NamedTuple):

@@ -147,22 +147,28 @@ class LocalStore:
                 if self._open.get(name) in (None, collection):
                     raise
 
-    def create(self, name: str, dim: int, fingerprint: str) -> CollectionInfo:
+    def create(
+        self, name: str, dim: int, fingerprint: str, canaries: Vectors | None = None
+    ) -> CollectionInfo:
+        """See Store.create. canaries: what `canaries` is to return, float32 `[n, dim]`."""
         check_name(name)
         check_dim(dim)
         with self._changing:
             self._check_open()
             if name in self._open or name in self._damaged:
                 return check_same(self._collection(name).info(), dim, fingerprint)
-            self._open[name] = collection = self._created(name, dim, fingerprint)
+            self._open[name] = collection = self._created(name, dim, fingerprint, canaries)
             return collection.info()
 
-    def _created(self, name: str, dim: int, fingerprint: str) -> Collection:
+    def _created(
+        self, name: str, dim: int, fingerprint: str, canaries: Vectors | None
+    ) -> Collection:
         new, final = self._folders.fresh(name)
         try:
             new.mkdir()
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            Database.create(new / DATABASE, Header(name, dim, fingerprint, now))
+            header = Header(name, dim, fingerprint, now, Header.pack(canaries))
+            Database.create(new / DATABASE, header)
             sync(new)
             new.rename(final)
             sync(self.root)
@@ -182,6 +188,10 @@ class LocalStore:
 
     def describe(self, name: str) -> CollectionInfo:
         return self._collection(name).info()
+
+    def canaries(self, name: str) -> Vectors | None:
+        """Vectors of fixed sentences by the collection's encoder when it was made, if it has any."""
+        return self._collection(name).canaries()
 
     def drop(self, name: str) -> None:
         check_name(name)

@@ -18,6 +18,7 @@ import shutil
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from mexma.errors import (
     CollectionNotFound,
@@ -34,7 +35,16 @@ from service.store.durable import sync
 from service.store.folders import ROLES, Folders, write_roles
 from service.store.overlap import Overlap
 from service.store.pair import Embed, Embedded, MigrationInfo, Pair
+from service.store.protocol import Vectors
 from service.store.steps import reached
+
+
+@runtime_checkable
+class Migrating(Protocol):
+    """A store that can move its collections."""
+
+    @property
+    def migrations(self) -> Migrations: ...
 
 
 class Migrations:
@@ -77,10 +87,20 @@ class Migrations:
             raise MigrationNotFound(f"collection {name!r} is not being moved to another encoder")
         raise MigrationNotFound(f"there is no collection {name!r}")
 
-    def begin(self, name: str, dim: int, fingerprint: str) -> MigrationInfo:
+    def begin(
+        self,
+        name: str,
+        dim: int,
+        fingerprint: str,
+        canaries: Vectors | None = None,
+        *,
+        anew: bool = False,
+    ) -> MigrationInfo:
         """Begin to move the open collection `name`, or go on if that is being done already.
 
-        Raises MigrationConflict where it is being moved to another encoder, or is this one's.
+        canaries: see LocalStore.create. anew: also where it is this encoder's already, whose vectors
+        are not what they were. Raises MigrationConflict where it is being moved to another
+        encoder, or is this one's.
         """
         check_dim(dim)
         with self._changing:
@@ -94,9 +114,11 @@ class Migrations:
                 )
             if (serving := self._open.get(name)) is None:
                 raise CollectionNotFound(f"there is no collection {name!r}")
-            if serving.info().fingerprint == fingerprint:
+            if serving.info().fingerprint == fingerprint and not anew:
                 raise MigrationConflict(f"collection {name!r} has this encoder's vectors already")
-            beside = self._made(serving, Header(name, dim, fingerprint, serving.info().created_at))
+            created_at = serving.info().created_at
+            header = Header(name, dim, fingerprint, created_at, Header.pack(canaries))
+            beside = self._made(serving, header)
             self._pairs[name] = pair = Pair(serving, beside, beside)
             return pair.info()
 
@@ -121,6 +143,10 @@ class Migrations:
 
     def describe(self, name: str) -> MigrationInfo:
         return self._pair(name).info()
+
+    def canaries(self, name: str) -> Vectors | None:
+        """Those of the collection beside, as it was begun with."""
+        return self._pair(name).other.canaries()
 
     def overlap(self, name: str, k: int, sample: int) -> Overlap | None:
         """How differently the two answer, see `overlap.compare`."""

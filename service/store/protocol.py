@@ -227,7 +227,9 @@ class Store(Protocol):
 
     A collection belongs to one encoder: `fingerprint` is checked at every write and search,
     and another one raises FingerprintMismatch. An operation on a collection that is not there
-    raises CollectionNotFound, on one whose data is damaged StoreCorrupt. Names are
+    raises CollectionNotFound, on one whose data is damaged StoreCorrupt. A store behind a server
+    raises StoreUnavailable while that does not answer, and what a kind of store cannot do at all
+    raises StoreUnsupported. Names are
     `[A-Za-z0-9_-]{1,64}`, anything else raises InputError; so do vectors of another shape,
     not finite or of length zero, with the item's index. When a write returns, it is durable
     and every search that starts afterwards sees it.

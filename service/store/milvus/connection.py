@@ -46,6 +46,8 @@ class Connection:
         self._client: MilvusClient | None = None
         self._connecting = threading.Lock()
         self._closed = False
+        self._lost = False
+        self._probe = threading.Lock()
         try:
             import pymilvus  # noqa: PLC0415 - only where it was chosen
         except ImportError as e:
@@ -56,11 +58,13 @@ class Connection:
         # It logs each refusal with a traceback; all of them reach the caller as our errors.
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
 
-    def _connected(self) -> MilvusClient:
+    def _connected(self, *, probing: bool = False) -> MilvusClient:
         with self._connecting:
             if self._closed:
                 raise StoreFailed(f"the store at {self.place} is closed")
             if self._client is None:
+                if self._lost and not probing:
+                    raise self._away("it is being tried")
                 self._client = self._pymilvus.MilvusClient(
                     **self._arguments, timeout=self._timeout_s, dedicated=True
                 )
@@ -88,21 +92,39 @@ class Connection:
             raise self._meaning(e, stamp) from e
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        client = self._connected()
+        """Once Milvus did not answer, one call at a time tries it until one is answered; the others
+        are refused at once, or they would hold all the threads of the service that long."""
+        if not self._lost:
+            return self._tried(method, *args, **kwargs)
+        if not self._probe.acquire(blocking=False):
+            raise self._away("it is being tried")
         try:
-            return getattr(client, method)(*args, timeout=self._timeout_s, **kwargs)
-        except Exception as e:
-            if _name_or_number(e) in LOST:
-                self._forget(client)
-            raise
+            return self._tried(method, *args, probing=True, **kwargs)
+        finally:
+            self._probe.release()
 
-    def _forget(self, client: MilvusClient) -> None:
+    def _tried(self, method: str, *args: Any, probing: bool = False, **kwargs: Any) -> Any:
+        client = None
+        try:
+            client = self._connected(probing=probing)
+            answer = getattr(client, method)(*args, timeout=self._timeout_s, **kwargs)
+        except Exception as e:
+            code = _name_or_number(e)
+            if client is not None and client is not self._client and not self._closed:
+                raise self._away("the connection was lost") from e  # by another call of this moment
+            self._lost = code in LOST or code == "DEADLINE_EXCEEDED"  # else a refusal is an answer
+            if self._lost:
+                self._forget()
+            raise
+        self._lost = False
+        return answer
+
+    def _forget(self) -> None:
         """Connect anew next time: gRPC would wait longer after each attempt, up to two minutes."""
         with self._connecting:
-            if current := self._client is client:
-                self._client = None
-        if current:
-            client.close()
+            current, self._client = self._client, None
+        if current is not None:
+            current.close()
 
     def _meaning(self, error: Exception, stamp: Stamp | str) -> Exception:
         if not isinstance(error, self._pymilvus.MilvusException) and not hasattr(error, "code"):
@@ -114,8 +136,11 @@ class Connection:
             name = stamp if isinstance(stamp, str) else stamp.name
             return CollectionNotFound(f"there is no collection {name!r}")
         if code in AWAY or getattr(error, "retriable", False):
-            return StoreUnavailable(f"Milvus at {self.place} does not answer: {said}")
+            return self._away(said)
         return StoreFailed(f"Milvus at {self.place} refused: {said}")
+
+    def _away(self, why: str) -> StoreUnavailable:
+        return StoreUnavailable(f"Milvus at {self.place} does not answer: {why}")
 
     def collections(self) -> list[str]:
         """The Milvus names of all collections in the database."""

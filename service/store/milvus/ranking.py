@@ -179,7 +179,7 @@ class Ranker:
         """Per query up to `fetch` rows as Milvus sees them, and its cosine of the last."""
         vector = self._stamp.vector
         parameters = {"ef": max(64, min(2 * fetch, 32_768))} if self._index == "HNSW" else {}
-        size = max(1, ANSWER_BYTES // (4 * self._stamp.dim * fetch))
+        size = min(max(1, ANSWER_BYTES // (4 * self._stamp.dim * fetch)), connection.MAX_ROWS)
         for start in range(0, len(units), size):
             answers = self._milvus.call(
                 "search",

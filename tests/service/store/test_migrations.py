@@ -13,6 +13,7 @@ import pytest
 from mexma.errors import (
     CollectionNotFound,
     FingerprintMismatch,
+    InputError,
     MigrationConflict,
     MigrationNotFound,
     StoreCorrupt,
@@ -223,6 +224,39 @@ def test_rows_of_the_other_direction_are_dropped(tmp_path, texts):
     check(store, texts, new_vector, NEW)
     store.migrations.roll_back("a", by_old)
     check(store, texts, vector_of, PRINT)
+    store.close()
+
+
+def test_a_number_is_never_given_twice(tmp_path):
+    """A document comes and goes before the other encoder has seen it; its number is used up."""
+    store = filled(tmp_path, "a")
+    store.migrations.begin("a", NEW_DIM, NEW)
+    follow(store)
+    write(store, {"gone": "gone"})
+    used = store._open["a"].last_rid()
+    store.delete("a", ["gone"])
+    for change, embed, vector, fingerprint in (
+        (store.migrations.cut_over, by_new, new_vector, NEW),
+        (store.migrations.roll_back, by_old, vector_of, PRINT),
+    ):
+        change("a", embed)
+        write(store, {"next": fingerprint}, vector, fingerprint)
+        assert store._open["a"].last_rid() == used + 1
+        store.delete("a", ["next"])
+        used += 1
+    store.close()
+
+
+def test_a_cursor_is_good_for_one_set_of_vectors(tmp_path):
+    store = filled(tmp_path, "a")
+    cursor = store.scroll("a", Selection(), 10).cursor
+    store.migrations.begin("a", NEW_DIM, NEW)
+    assert len(store.scroll("a", Selection(), 100, cursor).documents) == 50
+    store.migrations.cut_over("a", by_new)
+    with pytest.raises(InputError, match="cursor"):
+        store.scroll("a", Selection(), 10, cursor)
+    store.migrations.roll_back("a", by_old)
+    assert len(store.scroll("a", Selection(), 100, cursor).documents) == 50
     store.close()
 
 

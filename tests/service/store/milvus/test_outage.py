@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -102,6 +103,59 @@ def test_a_write_is_repeated_after_a_kill_and_there_once(server):
         assert [d.id for d in documents.documents] == acknowledged + failed
         for document, vector in zip(documents.documents, documents.vectors, strict=True):
             assert np.array_equal(vector, vector_of(document.text))
+
+
+def test_a_server_that_hangs_holds_one_thread(server):
+    """One call waits for it; all others are refused meanwhile, whatever else has to be done."""
+    server.start()
+    with closing(MilvusStore(server.uri, timeout_s=3)) as store:
+        store.create("c", DIM, PRINT)
+        put(store, "a")
+        server.hang()
+        with pytest.raises(StoreUnavailable):
+            store.count("c", Selection())
+
+        def wait() -> None:
+            with pytest.raises(StoreUnavailable):
+                store.list()
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        while not store._milvus._probe.locked():
+            pass
+        for _ in range(30):
+            with pytest.raises(StoreUnavailable, match="being tried"):
+                store.get("c", "a")
+        assert waiting.is_alive()
+        waiting.join()
+        server.hang(False)
+        assert store.get("c", "a").text == "text of a"
+
+
+def test_many_calls_under_a_kill_all_say_the_same(server):
+    server.start()
+    with closing(MilvusStore(server.uri, timeout_s=2)) as store:
+        store.create("c", DIM, PRINT)
+        put(store, "a")
+        store.search("c", vector_of("asked")[None], Query(), PRINT)
+        begun = threading.Barrier(9)
+
+        def search_until_it_fails() -> Exception:
+            begun.wait()
+            while True:
+                try:
+                    store.search("c", vector_of("asked")[None], Query(), PRINT)
+                except Exception as error:  # noqa: BLE001 - it is looked at
+                    return error
+
+        with ThreadPoolExecutor(8) as pool:
+            searches = [pool.submit(search_until_it_fails) for _ in range(8)]
+            begun.wait()
+            server.kill()
+            errors = [search.result() for search in searches]
+        assert {type(error) for error in errors} == {StoreUnavailable}, errors
+        server.start()
+        assert store.count("c", Selection()) == 1
 
 
 def test_over_http(server, tmp_path):

@@ -266,6 +266,25 @@ def test_collections_of_others_are_left_alone(milvus_store):
             client.drop_collection(name)
 
 
+def test_a_creation_that_was_cut_off_is_finished(milvus_store, monkeypatch):
+    """Made, and neither indexed nor loaded; and one that somebody released later."""
+
+    def cut_off(self, stamp):
+        raise ConnectionError("cut off")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(connection.Connection, "_make_ready", cut_off)
+        with pytest.raises(ConnectionError):
+            milvus_store.create("c", 8, PRINT)
+    rows = random_rows(3)
+    filled(milvus_store, rows)
+    expected = [hit.id for hit in milvus_store.search("c", rows[:1], Query(), PRINT)[0]]
+    assert expected[0] == "d0"
+    milvus_store._milvus._connected().release_collection("mexma_c")
+    [hits] = milvus_store.search("c", rows[:1], Query(), PRINT)
+    assert [hit.id for hit in hits] == expected
+
+
 def test_backups_are_milvus_s_own_matter(milvus_store):
     milvus_store.create("c", 2, PRINT)
     for use in (
