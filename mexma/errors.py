@@ -17,6 +17,9 @@
     │   └── NonFiniteVector         inference gave NaN or infinity for this item
     ├── Overloaded                  the queue is full; says when to come back
     │   └── EngineAway              the engine's process is being restarted
+    ├── QuotaExceeded               the client has used its tokens; says when to come back
+    ├── KeyFileError                the file of API keys was refused
+    ├── AuditError                  an administrator's act cannot be recorded, so it is not done
     ├── DeadlineExceeded            the work was not finished in the time given
     └── StoreError                  the vector store refused
         ├── CollectionNotFound
@@ -122,6 +125,24 @@ class Overloaded(MexmaError):
 
 class EngineAway(Overloaded):
     """The process that has the engine died, or has not come up again yet."""
+
+
+class QuotaExceeded(MexmaError):
+    """The client has spent its tokens. retry_after_s: a time after which they are granted.
+    limit: tokens a minute."""
+
+    def __init__(self, message: str, *, retry_after_s: float, limit: int):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.limit = limit
+
+
+class KeyFileError(MexmaError):
+    """The file of API keys cannot be used."""
+
+
+class AuditError(MexmaError):
+    """The record of administrators' acts cannot be written."""
 
 
 class DeadlineExceeded(MexmaError):

@@ -23,7 +23,9 @@ from mexma.encoder import OnnxEncoder
 from mexma.errors import InstallationError, MexmaError, StoreError
 from mexma.installation import check_installation
 from service import logs
+from service.access import guard_of
 from service.app import create_app
+from service.audit import Audit
 from service.one_write import OneWriteProtocol
 from service.settings import Settings
 from service.store.local import LocalStore
@@ -73,13 +75,20 @@ def serve(settings: Settings) -> None:
     # The tokenizer's own threads would compete with the engine's: texts of one request are
     # tokenised by one thread, requests by two.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if settings.api_keys_file is None and not _is_loopback(settings.host):
+        log.warning(
+            "there are no API keys (MEXMA_API_KEYS_FILE): whoever reaches %s may read, write and drop",
+            settings.host,
+        )
+    guard_of(settings)  # a file of keys that cannot be used is said before anything slow
+    audit = Audit(settings.audit_log)
     listener = _listen(settings.host, settings.port)
     if not settings.http_workers:
-        _serve_all(settings, listener)
+        _serve_all(settings, listener, audit)
         return
     supervisor = Supervisor(
         settings,
-        partial(_serve_engine, settings, listener),
+        partial(_serve_engine, settings, listener, audit),
         partial(_run, settings, listener),
         grace_s=GRACE_S,
     )
@@ -87,15 +96,17 @@ def serve(settings: Settings) -> None:
         sys.exit(status)
 
 
-def _serve_engine(settings: Settings, listener: socket.socket, folder: Path) -> None:
+def _serve_engine(settings: Settings, listener: socket.socket, audit: Audit, folder: Path) -> None:
     """The engine's process of several: the whole service, on Unix sockets in `folder`."""
     try:
-        _serve_all(settings, listener, folder)
+        _serve_all(settings, listener, audit, folder)
     except MexmaError as error:
         sys.exit(f"mexma-serve: {error}")
 
 
-def _serve_all(settings: Settings, listener: socket.socket, folder: Path | None = None) -> None:
+def _serve_all(
+    settings: Settings, listener: socket.socket, audit: Audit, folder: Path | None = None
+) -> None:
     """Load everything and serve it, at `listener` or for HTTP workers at sockets in `folder`."""
     encoder, *further = (
         OnnxEncoder(path, device=settings.device, threads=settings.threads)
@@ -118,6 +129,8 @@ def _serve_all(settings: Settings, listener: socket.socket, folder: Path | None 
         store=store,
         further=further,
         tracing=start_tracing(settings),
+        guard=guard_of(settings),
+        audit=audit,
         engine_socket=None if folder is None else folder / ENGINE_SOCKET,
     )
     if folder is None:
@@ -186,6 +199,10 @@ def _tls(settings: Settings) -> dict[str, Any]:
             f"used: {error.strerror or error}"
         ) from error
     return {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -12,23 +12,27 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mexma import __version__
 from mexma.encoder import Encoder
 from mexma.errors import StoreUnavailable
 from service import http_errors
+from service.access import Guard
+from service.audit import Audit
 from service.canaries import Canaries
 from service.demo import offer_demo
 from service.encoders import Encoders
+from service.gate import Gate
+from service.http_errors import ACCESS_ERRORS, documented
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.metrics import Metrics
-from service.middleware import RequestBorder
+from service.middleware import RequestBorder, with_cors
 from service.migrator import Migrator
 from service.routes import (
     collections,
@@ -61,7 +65,7 @@ neighbours of a text in other languages in one call."""
 class Service(FastAPI):
     """The application, inside the border that every request passes."""
 
-    border: RequestBorder | None = None
+    border: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.border or super().__call__)(scope, receive, send)
@@ -75,6 +79,8 @@ def create_app(
     detector: LanguageDetector | None = None,
     further: Sequence[Encoder] = (),
     tracing: Tracing | None = None,
+    guard: Guard | None = None,
+    audit: Audit | None = None,
     engine_socket: Path | None = None,
 ) -> Service:
     """The service as an ASGI application.
@@ -83,9 +89,11 @@ def create_app(
     store: where collections live; the app closes it when it shuts down. detector: names the
     language of a text that comes without one. further: encoders served beside the default one,
     for collections that are theirs. tracing: where traces go; the app closes it, too.
+    guard: who may call; everybody without. audit: the record of administrators' acts.
     engine_socket: where HTTP workers find the default encoder's engine.
     """
     metrics = Metrics()
+    guard = guard or Guard(None, origins=settings.cors_origins)
     encoders = Encoders([encoder, *further], settings, metrics)
     state = State(
         settings=settings,
@@ -113,20 +121,22 @@ def create_app(
     app.state.client_header = settings.client_header
     app.state.embedder = state.encoders.default
     http_errors.install(app)
-    app.include_router(embeddings.router(state))
+    refused = documented(*ACCESS_ERRORS)
+    app.include_router(embeddings.router(state), responses=refused)
     if settings.collections:
         for routes in (collections, documents, search, snapshots, migrations):
-            app.include_router(routes.router(state))
-    app.include_router(tei.router(state))
+            app.include_router(routes.router(state), responses=refused)
+    app.include_router(tei.router(state), responses=documented(*ACCESS_ERRORS, tei=True))
     app.include_router(health.router(state))
     app.include_router(page.router())
     # Swagger's files come from the package, not from a content network: /docs works offline.
     patch_fastapi(app, redirect_from_root_to_docs=False)
-    app.border = RequestBorder(
+    border = RequestBorder(
         partial(FastAPI.__call__, app),
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         access_log=settings.access_log,
+        gate=Gate(guard, audit or Audit(None), metrics),
         tracing=tracing,
         metrics=metrics,
         shortcuts={
@@ -142,7 +152,28 @@ def create_app(
             ),
         },
     )
+    # With HTTP workers it is they whom pages call.
+    app.border = with_cors(border, () if engine_socket else settings.cors_origins)
+    _describe_keys(app)
     return app
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Say in the OpenAPI document that a key goes with requests, where there are keys."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        scheme = {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, where there are any",
+        }
+        document["components"]["securitySchemes"] = {"key": scheme}
+        document["security"] = [{"key": []}, {}]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 @asynccontextmanager

@@ -146,6 +146,16 @@ class Metrics:
             buckets=SECONDS,
             registry=r,
         )
+        self.refused = Counter(
+            "mexma_refused",
+            "Requests refused: no_key, unknown_key, role, cross_origin, quota, audit",
+            ["reason"],
+            registry=r,
+        )
+        self.keys_valid = Gauge(
+            "mexma_api_keys_valid", "0 when the key file has changed and cannot be read", registry=r
+        )
+        self.keys_valid.set(1)
         self.data_bytes = Gauge(
             "mexma_data_bytes", "Size of the file system that holds MEXMA_DATA_DIR", registry=r
         )
@@ -189,12 +199,18 @@ class Metrics:
             self.language_tokens.labels(lang).inc(tokens)
             self.language_characters.labels(lang).inc(characters)
 
+    def refusal(self, *, reason: str) -> None:
+        """A request was not let in."""
+        self.refused.labels(reason).inc()
+
     def relayed(self, name: str, arguments: dict[str, Any]) -> None:
-        """What an HTTP worker saw: `answered`, `embedded` or `language`, with its arguments."""
+        """What an HTTP worker saw: `answered`, `embedded`, `language` or `refusal`, with its arguments."""
         if name == "answered":
             self.answered(**arguments)
         elif name == "embedded":
             self.embedded(**arguments)
+        elif name == "refusal":
+            self.refusal(**arguments)
         elif name == "language":
             self.language(**arguments)
 

@@ -12,18 +12,21 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
 from fastapi import Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.gate import Act, Gate
 from service.http_errors import error_response
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
-from service.tracing import Tracing
+from service.quotas import current as current_quota
+from service.tracing import Trace, Tracing
 from service.tracing import current as current_trace
 
 log = logging.getLogger(__name__)
@@ -58,16 +61,19 @@ class RequestBorder:
         max_body_bytes: int,
         body_timeout_s: float,
         metrics: Metrics,
+        gate: Gate,
         shortcuts: Mapping[str, Shortcut] | None = None,
         access_log: bool = False,
         tracing: Tracing | None = None,
     ):
-        """shortcuts: by path, what may answer a POST before the framework is asked."""
+        """gate: who may come in; there is none without, so that no process that answers can be
+        without. shortcuts: by path, what may answer a POST before the framework is asked."""
         self.app = app
         self.shortcuts = shortcuts or {}
         self.max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
         self.metrics = metrics
+        self.gate = gate
         self.access_log = access_log
         self.tracing = tracing
 
@@ -81,58 +87,73 @@ class RequestBorder:
         request_id = (
             given if given and REQUEST_ID.fullmatch(given) else b"%s%016x" % (PROCESS, next(NUMBER))
         )
-        token = request_id_var.set(request_id.decode())
-        trace = self.tracing.begin(scope["headers"], request_id.decode()) if self.tracing else None
-        trace_token = current_trace.set(trace)
         status = 499  # the client left before an answer began
-        path: str | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                own = [(b"x-request-id", request_id), *_quota_headers()]
+                message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
+        name = request_id.decode()
+        trace = self.tracing.begin(scope["headers"], name) if self.tracing else None
+        tokens = (request_id_var.set(name), current_trace.set(trace), current_quota.set(None))
+        act: Act | Response | None = None
         try:
-            if b"content-length" in headers or b"transfer-encoding" in headers:
-                body = await self._receive_body(scope, headers, receive, send_with_id)
-                if body is None:
-                    return
-                if scope["method"] == "POST" and (way := self.shortcuts.get(scope["path"])):
-                    path = scope["path"]
-                    response = await way(body, headers, scope, receive)
-                    if response is not None:
-                        await response(scope, receive, send_with_id)
-                        return
-                receive = _replay(body, receive)
-            await self.app(scope, receive, send_with_id)
+            act = await self.gate.enter(scope, headers, name)
+            if isinstance(act, Response):
+                await act(scope, receive, send_with_id)
+            else:
+                await self._answer(scope, headers, receive, send_with_id)
         except ClientGone:
             pass
         finally:
-            if not scope.get("answered_elsewhere"):  # there it was counted
-                if path is None:
-                    path = getattr(scope.get("route"), "path", "unmatched")
-                self._account(scope["method"], path, status, time.monotonic() - started)
-                if trace is not None:
-                    trace.end(scope["method"], path, status)
-            current_trace.reset(trace_token)
-            request_id_var.reset(token)
+            if isinstance(act, dict):
+                await self.gate.leave(act, status)
+            self._note(scope, status, time.monotonic() - started, trace)
+            request_id_var.reset(tokens[0])
+            current_trace.reset(tokens[1])
+            current_quota.reset(tokens[2])
 
-    def _account(self, method: str, path: str, status: int, seconds: float) -> None:
-        self.metrics.answered(path, status, seconds)
+    async def _answer(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
+    ) -> None:
+        if b"content-length" in headers or b"transfer-encoding" in headers:
+            body = await self._receive_body(scope, headers, receive, send)
+            if body is None:
+                return
+            hot = scope["method"] == "POST" and not scope.get("long_way")
+            if hot and (way := self.shortcuts.get(scope["path"])):
+                response = await way(body, headers, scope, receive)
+                if response is not None:
+                    await response(scope, receive, send)
+                    return
+            receive = _replay(body, receive)
+        await self.app(scope, receive, send)
+
+    def _note(self, scope: Scope, status: int, seconds: float, trace: Trace | None) -> None:
+        """Count and log what was answered, unless that was done where it was answered."""
+        if scope.get("answered_elsewhere"):
+            return
+        # As declared: what a route was filled with is the caller's.
+        route = getattr(scope.get("route"), "path", "unmatched")
+        if scope["method"] == "POST" and scope["path"] in self.shortcuts:
+            route = scope["path"]
+        self.metrics.answered(route, status, seconds)
+        if status == 429:
+            self.metrics.refused.labels("quota").inc()
         failed = status >= 500 and status != 503  # "come back later" is no failure of ours
         if self.access_log or failed:
+            fields = {"method": scope["method"], "route": route, "status": status}
             log.log(
                 logging.WARNING if failed else logging.INFO,
                 "request",
-                extra={
-                    "method": method,
-                    "route": path,  # as declared: what it was filled with is the caller's
-                    "status": status,
-                    "seconds": round(seconds, 6),
-                },
+                extra=fields | {"seconds": round(seconds, 6)},
             )
+        if trace is not None:
+            trace.end(scope["method"], route, status)
 
     async def _receive_body(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
@@ -201,6 +222,16 @@ class RequestBorder:
         await response(scope, receive, send)
 
 
+def _quota_headers() -> list[tuple[bytes, bytes]]:
+    quota = current_quota.get()
+    if quota is None:
+        return []
+    return [
+        (b"x-ratelimit-limit-tokens", b"%d" % quota.tokens_per_minute),
+        (b"x-ratelimit-remaining-tokens", b"%d" % quota.level()),
+    ]
+
+
 def _replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that hands out `body` once and then what the client does next."""
     handed_out = False
@@ -213,6 +244,20 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
+
+
+def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """`app`, and around it what lets pages of `origins` call it; it answers their preflights."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=["authorization", "content-type", "x-request-id", "x-lane", "x-timeout-ms"],
+        expose_headers=["x-request-id", "x-encoder-fingerprint", "x-truncation", "retry-after"],
+        max_age=600,
+    )
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -20,11 +20,14 @@ from starlette.types import Receive, Scope, Send
 from mexma.artifact import Manifest
 from mexma.errors import EngineAway
 from mexma.text import TextTokenizer
+from service.access import guard_of
+from service.audit import Audit
 from service.embedder import Embedder
+from service.gate import FirstGate
 from service.http_errors import for_exception
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
-from service.middleware import RequestBorder, watched
+from service.middleware import RequestBorder, watched, with_cors
 from service.routes import embeddings, tei
 from service.schemas import EmbeddingRequest, Ready, TeiEmbedRequest
 from service.settings import Settings
@@ -82,11 +85,12 @@ class Front:
                 LanguageDetector(), metrics, every=settings.language_sample_every
             )
         self._tracing = start_tracing(settings)
-        self._border = RequestBorder(
+        border = RequestBorder(
             self._hand_on,
             max_body_bytes=settings.max_body_bytes,
             body_timeout_s=settings.body_timeout_s,
             metrics=metrics,
+            gate=FirstGate(guard_of(settings), Audit(None), metrics),
             access_log=settings.access_log,
             tracing=self._tracing,
             shortcuts={
@@ -103,6 +107,7 @@ class Front:
                 ),
             },
         )
+        self._border = with_cors(border, settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

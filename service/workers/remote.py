@@ -242,6 +242,9 @@ class RelayedMetrics(Metrics):
     def language(self, **arguments: Any) -> None:
         self._tell("language", arguments)
 
+    def refusal(self, **arguments: Any) -> None:
+        self._tell("refusal", arguments)
+
     def _tell(self, name: str, arguments: dict[str, Any]) -> None:
         if self.remote is not None:
             self.remote.observe(name, arguments)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mexma.sample import tatoeba_sample
+from service.keys import new_key, write_keys
 from tests.conftest import Server, start_server, wait_until_ready
 
 SENTENCES = [s.text for s in tatoeba_sample()][:400]
@@ -263,3 +264,34 @@ def test_a_bad_start_is_refused_in_one_sentence(tmp_path):
         last = server.log.read_text().strip().splitlines()[-1]
         assert last.startswith("mexma-serve: ")
         assert says in last
+
+
+def test_keys_quotas_and_the_record_are_kept_with_workers(tmp_path):
+    reader, a = new_key("reader", "read")
+    frugal, b = new_key("frugal", "read", tokens_per_minute=10)
+    boss, c = new_key("boss", "admin")
+    keys, record = tmp_path / "keys.json", tmp_path / "audit.log"
+    write_keys(keys, [a, b, c])
+    server = start_server(
+        tmp_path, demo="false", http_workers=2, api_keys_file=keys, audit_log=record
+    )
+    wait_until_ready(server)
+
+    def ask(key: str | None, method: str = "POST", path: str = "/v1/embeddings") -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        body = {"input": SENTENCES[0]} if method == "POST" else None
+        return httpx.request(method, server.url + path, json=body, headers=headers, timeout=60)
+
+    assert ask(None).status_code == 401
+    assert ask("mexma_00000000_" + "x" * 43).status_code == 401
+    assert ask(reader).status_code == 200
+    assert ask(reader, "DELETE", "/v1/collections/none").status_code == 403
+    assert 429 in [ask(frugal).status_code for _ in range(20)], "a quota is one, for all workers"
+    assert ask(boss, "DELETE", "/v1/collections/none").status_code == 404
+    assert '"boss"' in record.read_text()
+    while (
+        'mexma_refused_requests_total{reason="no_key"} 1.0' not in ask(boss, "GET", "/metrics").text
+    ):
+        time.sleep(0.02)
+    server.process.terminate()
+    assert server.process.wait(60) == 0
