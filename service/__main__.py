@@ -26,6 +26,7 @@ from service import logs
 from service.access import guard_of
 from service.app import create_app
 from service.audit import Audit
+from service.draining import DrainingServer
 from service.one_write import OneWriteProtocol
 from service.settings import Settings
 from service.store.local import LocalStore
@@ -153,7 +154,7 @@ def _run(settings: Settings, listener: socket.socket, app: Any, **options: Any) 
         server_header=False,
         **(_tls(settings) | options),
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    DrainingServer(config, delay_s=settings.drain_delay_s).run(sockets=[listener])
 
 
 def _store(settings: Settings, threads: int) -> tuple[Store, str]:

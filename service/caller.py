@@ -36,15 +36,16 @@ TimeoutHeader = Annotated[
 @dataclass(frozen=True, slots=True)
 class Caller:
     """client: between whom the engine is shared evenly. lane: None means by size. timeout_s:
-    None means the service's."""
+    None means the service's. pays: with the tokens of its quota, if it has one."""
 
     client: bytes = b""
     lane: Lane | None = None
     timeout_s: float | None = None
+    pays: bool = True
 
 
-INTERNAL = Caller()
-INTERNAL_BULK = Caller(lane="bulk")
+INTERNAL = Caller(pays=False)
+INTERNAL_BULK = Caller(lane="bulk", pays=False)
 
 
 def caller_of(

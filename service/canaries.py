@@ -40,7 +40,7 @@ SENTENCES = (
 BOUND = 0.9999
 """Least cosine: what batching is held to, so what may differ without anything being wrong."""
 DOCUMENTS = 8
-AT_ONCE = Caller(lane="interactive")
+AT_ONCE = Caller(lane="interactive", pays=False)
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from mexma.text import Side, Tokens
 from service import quotas, tracing
 from service.batcher import Batcher, Job
 from service.cache import VectorCache
-from service.caller import INTERNAL, INTERNAL_BULK, Caller
+from service.caller import INTERNAL, Caller
 from service.lanes import Lane
 from service.language_meter import LanguageMeter
 from service.metrics import Metrics
@@ -170,8 +170,7 @@ class Embedder:
                     )
                 tokenize_s = time.monotonic() - started
                 sequences = [t.ids for t in tokens if t is not None]
-                internal = caller in (INTERNAL, INTERNAL_BULK)
-                with quotas.spending(0 if internal else sum(map(len, sequences))):
+                with quotas.spending(sum(map(len, sequences)) if caller.pays else 0):
                     job = await (self._submit or self.batcher.submit)(
                         sequences,
                         lane=caller.lane or self._lane(sequences),

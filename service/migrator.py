@@ -47,7 +47,7 @@ LOOK_AGAIN_S = 0.25
 RETRY_S = 1.0
 TRIES = 3
 RATE_WINDOW_S = 30.0
-AT_ONCE = Caller(lane="interactive")
+AT_ONCE = Caller(lane="interactive", pays=False)
 
 
 class Migrator:

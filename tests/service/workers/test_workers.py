@@ -289,9 +289,7 @@ def test_keys_quotas_and_the_record_are_kept_with_workers(tmp_path):
     assert 429 in [ask(frugal).status_code for _ in range(20)], "a quota is one, for all workers"
     assert ask(boss, "DELETE", "/v1/collections/none").status_code == 404
     assert '"boss"' in record.read_text()
-    while (
-        'mexma_refused_total{reason="no_key"} 1.0' not in ask(boss, "GET", "/metrics").text
-    ):
+    while 'mexma_refused_total{reason="no_key"} 1.0' not in ask(boss, "GET", "/metrics").text:
         time.sleep(0.02)
     server.process.terminate()
     assert server.process.wait(60) == 0
