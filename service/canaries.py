@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from mexma.errors import CanaryMismatch, StoreError
 from service.caller import Caller
 from service.embedder import Embedder
 from service.encoders import Encoders
-from service.store.protocol import CollectionInfo, Selection, Store, Vectors
+from service.store.protocol import CollectionInfo, KeepsCanaries, Selection, Store, Vectors
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +40,6 @@ BOUND = 0.9999
 """Least cosine: what batching is held to, so what may differ without anything being wrong."""
 DOCUMENTS = 8
 AT_ONCE = Caller(lane="interactive")
-
-
-@runtime_checkable
-class KeepsCanaries(Protocol):
-    """A store that keeps vectors of the sentences with each collection."""
-
-    def create(
-        self, name: str, dim: int, fingerprint: str, canaries: Vectors | None = None
-    ) -> CollectionInfo: ...
-
-    def canaries(self, name: str) -> Vectors | None:
-        """float32 `[n, dim]` as they were given; None where there are none."""
-        ...
 
 
 class Canaries:
