@@ -193,6 +193,20 @@ def test_canaries_go_along_with_a_copy(restarted, tmp_path):
         assert source.canaries("cats").shape == (len(SENTENCES), 16)
 
 
+def test_the_demo_is_made_again(restarted):
+    """Its sentences are ours: nobody has to see to it before the service is ready."""
+
+    def ready(encoder) -> None:
+        client = restarted(encoder, demo=True)
+        while (said := client.get("/health/ready").json())["reason"] == "filling_demo":
+            pass
+        assert said["status"] == "ready"
+
+    ready(FakeEncoder())
+    ready(Drifted(0.9))
+    ready(Drifted(0.9))
+
+
 def test_the_bound_is_that_of_batching():
     from model_export.parity import BOUNDS
 
