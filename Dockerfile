@@ -2,7 +2,7 @@
 #   docker build -t mexma .
 #   docker build -t mexma:gpu --target gpu .
 #   docker run --rm -p 8080:8080 --read-only --tmpfs /tmp -v mexma-data:/data mexma
-# BASE is any Debian with python3 3.11 or newer and its venv module.
+# EXTRAS=milvus adds what the Milvus store needs. BASE is any Debian with python3 3.11 or newer and its venv module.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
@@ -18,13 +18,15 @@ COPY pyproject.toml constraints.txt ./
 
 # Locked dependencies first: this layer is made anew only when they change.
 FROM build AS dependencies-cpu
+ARG EXTRAS
 RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-x = p['optional-dependencies']; print('\n'.join(p['dependencies'] + x['cpu'] + x['otel']))" > r.txt \
+x = p['optional-dependencies']; print('\n'.join(p['dependencies'] + sum((x[e] for e in 'cpu otel $EXTRAS'.split()), [])))" > r.txt \
  && pip install -q -c constraints.txt -r r.txt
 
 FROM build AS dependencies-gpu
+ARG EXTRAS
 RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-x = p['optional-dependencies']; print('\n'.join(p['dependencies'] + x['gpu'] + x['otel']))" > r.txt \
+x = p['optional-dependencies']; print('\n'.join(p['dependencies'] + sum((x[e] for e in 'gpu otel $EXTRAS'.split()), [])))" > r.txt \
  && pip install -q -c constraints.txt -r r.txt
 
 # The project, without the rooms that need torch, and then the installer goes.

@@ -9,7 +9,7 @@ ifdef PORT
 export MEXMA_PORT := $(PORT)
 endif
 
-.PHONY: help serve dev test lint bench docs browser tools image clean
+.PHONY: help serve dev test lint bench docs browser tools sbom audit image clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,15 @@ browser: $(VENV)/.dev ## install Chromium where there is none
 
 tools: $(VENV)/.dev ## install helm and prometheus where they are missing
 	@$(BIN)/python -m tests.deploy.tools
+
+sbom: $(VENV)/.dev ## write what is served, with versions, licences and hashes, to build/sbom.json
+	$(BIN)/python -m deploy.sbom build/sbom.json
+
+# Asks PyPI's list of known vulnerabilities; what cannot be asked about is a failure, not a pass.
+audit: $(VENV)/.dev ## look what is served up among known vulnerabilities (needs the network)
+	$(BIN)/python -m deploy.sbom --requirements build/served.txt
+	$(PIP) install -q -c constraints.txt 'pip-audit>=2.9'
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r build/served.txt
 
 image: $(BIN)/python ## build the Dockerfile and run the service in it, without a container engine (root, Debian)
 	@for tool in buildah debootstrap; do command -v $$tool >/dev/null || \

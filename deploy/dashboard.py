@@ -56,6 +56,8 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Answers other than 200", "reqps", "499: the client left; 503: full or not ready", [
             ('sum by (status) (rate(mexma_http_requests_total{job=~"$job",instance=~"$instance",'
              'status!~"2.."}[$__rate_interval]))', "{{status}}")]),
+        Panel("Refused", "reqps", "For keys, roles, origins, quotas", [
+            (per_second("mexma_refused_total", "reason"), "{{reason}}")]),
         Panel("Time of a request", "s", "First byte in to last byte out", quantiles(
             "mexma_http_request_seconds", "route")),
     ],

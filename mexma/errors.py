@@ -16,6 +16,9 @@
     ├── EngineError                 inference failed
     │   └── NonFiniteVector         inference gave NaN or infinity for this item
     ├── Overloaded                  the queue is full; says when to come back
+    ├── QuotaExceeded               the client has used its tokens; says when to come back
+    ├── KeyFileError                the file of API keys was refused
+    ├── AuditError                  an administrator's act cannot be recorded, so it is not done
     ├── DeadlineExceeded            the work was not finished in the time given
     └── StoreError                  the vector store refused
         ├── CollectionNotFound
@@ -117,6 +120,24 @@ class Overloaded(MexmaError):
     def __init__(self, message: str, *, retry_after_s: float):
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(MexmaError):
+    """The client has spent its tokens. retry_after_s: a time after which they are granted.
+    limit: tokens a minute."""
+
+    def __init__(self, message: str, *, retry_after_s: float, limit: int):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.limit = limit
+
+
+class KeyFileError(MexmaError):
+    """The file of API keys cannot be used."""
+
+
+class AuditError(MexmaError):
+    """The record of administrators' acts cannot be written."""
 
 
 class DeadlineExceeded(MexmaError):

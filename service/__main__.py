@@ -21,7 +21,10 @@ from mexma.encoder import OnnxEncoder
 from mexma.errors import InstallationError, MexmaError, StoreError
 from mexma.installation import check_installation
 from service import logs
+from service.access import Guard
 from service.app import create_app
+from service.audit import Audit
+from service.keys import KeyFile
 from service.settings import Settings
 from service.store.local import LocalStore
 from service.store.protocol import Store
@@ -67,6 +70,13 @@ def serve(settings: Settings) -> None:
     # The tokenizer's own threads would compete with the engine's: texts of one request are
     # tokenised by one thread, requests by two.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    keys = KeyFile(settings.api_keys_file) if settings.api_keys_file else None
+    audit = Audit(settings.audit_log)
+    if keys is None and not _is_loopback(settings.host):
+        log.warning(
+            "there are no API keys (MEXMA_API_KEYS_FILE): whoever reaches %s may read, write and drop",
+            settings.host,
+        )
     tracing = (
         Tracing(settings.otlp_endpoint, sample=settings.trace_sample)
         if settings.otlp_endpoint
@@ -89,7 +99,15 @@ def serve(settings: Settings) -> None:
         place,
     )
     config = uvicorn.Config(
-        create_app(settings, encoder=encoder, store=store, further=further, tracing=tracing),
+        create_app(
+            settings,
+            encoder=encoder,
+            store=store,
+            further=further,
+            tracing=tracing,
+            guard=Guard(keys, origins=settings.cors_origins),
+            audit=audit,
+        ),
         loop="uvloop",
         http="httptools",
         access_log=False,
@@ -145,6 +163,10 @@ def _tls(settings: Settings) -> dict[str, Any]:
             f"used: {error.strerror or error}"
         ) from error
     return {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,18 +11,23 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi_swagger import patch_fastapi
 
 from mexma import __version__
 from mexma.encoder import Encoder
 from mexma.errors import StoreUnavailable
 from service import http_errors
+from service.access import Guard
+from service.audit import Audit
 from service.canaries import Canaries
 from service.demo import offer_demo
 from service.encoders import Encoders
+from service.gate import Gate
+from service.http_errors import ACCESS_ERRORS, documented
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.metrics import Metrics
@@ -63,6 +68,8 @@ def create_app(
     detector: LanguageDetector | None = None,
     further: Sequence[Encoder] = (),
     tracing: Tracing | None = None,
+    guard: Guard | None = None,
+    audit: Audit | None = None,
 ) -> FastAPI:
     """The service as an ASGI application.
 
@@ -70,8 +77,10 @@ def create_app(
     store: where collections live; the app closes it when it shuts down. detector: names the
     language of a text that comes without one. further: encoders served beside the default one,
     for collections that are theirs. tracing: where traces go; the app closes it, too.
+    guard: who may call; everybody without. audit: the record of administrators' acts.
     """
     metrics = Metrics()
+    guard = guard or Guard(None, origins=settings.cors_origins)
     encoders = Encoders([encoder, *further], settings, metrics)
     state = State(
         settings=settings,
@@ -99,11 +108,12 @@ def create_app(
     app.state.client_header = settings.client_header
     app.state.embedder = state.encoders.default
     http_errors.install(app)
-    app.include_router(embeddings.router(state))
+    refused = documented(*ACCESS_ERRORS)
+    app.include_router(embeddings.router(state), responses=refused)
     if settings.collections:
         for routes in (collections, documents, search, snapshots, migrations):
-            app.include_router(routes.router(state))
-    app.include_router(tei.router(state))
+            app.include_router(routes.router(state), responses=refused)
+    app.include_router(tei.router(state), responses=documented(*ACCESS_ERRORS, tei=True))
     app.include_router(health.router(state))
     app.include_router(page.router())
     # Swagger's files come from the package, not from a content network: /docs works offline.
@@ -113,6 +123,7 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         access_log=settings.access_log,
+        gate=Gate(guard, audit or Audit(None), metrics),
         tracing=tracing,
         metrics=metrics,
         shortcuts={
@@ -126,7 +137,41 @@ def create_app(
             ),
         },
     )
+    _describe_keys(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "x-request-id",
+                "x-lane",
+                "x-timeout-ms",
+            ],
+            expose_headers=["x-request-id", "x-encoder-fingerprint", "x-truncation", "retry-after"],
+            max_age=600,
+        )
     return app
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Say in the OpenAPI document that a key goes with requests, where there are keys."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        scheme = {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, where there are any",
+        }
+        document["components"]["securitySchemes"] = {"key": scheme}
+        document["security"] = [{"key": []}, {}]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 @asynccontextmanager

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from mexma.encoder import Encoder
 from mexma.errors import DeadlineExceeded, EngineError, InputError, TooManyItems
 from mexma.text import Side, Tokens
-from service import tracing
+from service import quotas, tracing
 from service.batcher import Batcher
 from service.cache import VectorCache
-from service.caller import INTERNAL, Caller
+from service.caller import INTERNAL, INTERNAL_BULK, Caller
 from service.lanes import Lane
 from service.language_meter import LanguageMeter
 from service.metrics import Metrics
@@ -160,12 +160,14 @@ class Embedder:
                     )
                 tokenize_s = time.monotonic() - started
                 sequences = [t.ids for t in tokens if t is not None]
-                job = await self.batcher.submit(
-                    sequences,
-                    lane=caller.lane or self._lane(sequences),
-                    client=caller.client,
-                    deadline=started + limit_s,
-                )
+                internal = caller in (INTERNAL, INTERNAL_BULK)
+                with quotas.spending(0 if internal else sum(map(len, sequences))):
+                    job = await self.batcher.submit(
+                        sequences,
+                        lane=caller.lane or self._lane(sequences),
+                        client=caller.client,
+                        deadline=started + limit_s,
+                    )
         except (TimeoutError, DeadlineExceeded):
             raise DeadlineExceeded(
                 f"the vectors were not ready within {limit_s:g} s; send "

@@ -41,6 +41,8 @@ TABLE: tuple[tuple[type[errors.MexmaError], Shape], ...] = (
     (errors.CollectionExists, Shape(409, "conflict_error", "Validation")),
     (errors.FingerprintMismatch, Shape(409, "conflict_error", "Validation")),
     (errors.Overloaded, Shape(503, "overloaded_error", "Overloaded")),
+    (errors.QuotaExceeded, Shape(429, "rate_limit_error", "Overloaded")),
+    (errors.AuditError, Shape(500, "audit_error", "Backend")),
     (errors.DeadlineExceeded, Shape(504, "timeout_error", "Overloaded")),
     (errors.StoreUnavailable, Shape(503, "store_error", "Overloaded")),
     (errors.StoreUnsupported, Shape(501, "not_implemented_error", "Validation")),
@@ -76,6 +78,8 @@ class TeiErrorBody(BaseModel):
 
 STATUS_MEANINGS = {
     400: "The body is not JSON, or not UTF-8",
+    401: "No API key, or one that is unknown, revoked or expired",
+    403: "The key's role does not allow it, or a page of another origin asks",
     404: "No such collection, document, snapshot or migration",
     408: "The body did not arrive in time",
     409: "The collection belongs to another encoder, exists with other properties, or is in another "
@@ -83,6 +87,7 @@ STATUS_MEANINGS = {
     413: "The body is too large",
     415: "The body is not declared as application/json",
     422: "The request cannot be served as it is; the message names the item and the limit",
+    429: "The client's quota of tokens is spent; Retry-After says when to come back",
     500: "The engine or the store failed; the service goes on",
     501: "The store that is configured cannot do this; the message says what can",
     503: "Full, or the store does not answer; Retry-After says when to come back",
@@ -97,7 +102,8 @@ def documented(*statuses: int, tei: bool = False) -> dict[int | str, dict[str, A
 
 
 BODY_ERRORS = (400, 408, 413, 415, 422)
-INFERENCE_ERRORS = (500, 503, 504)
+INFERENCE_ERRORS = (429, 500, 503, 504)
+ACCESS_ERRORS = (401, 403)
 STORE_ERRORS = (500, 503)
 
 
@@ -135,7 +141,7 @@ def for_exception(path: str, error: errors.MexmaError, param: str | None = None)
     """The response to one of our exceptions."""
     shape = next(shape for kind, shape in TABLE if isinstance(error, kind))
     headers = {}
-    if isinstance(error, errors.Overloaded | errors.StoreUnavailable):
+    if isinstance(error, errors.Overloaded | errors.QuotaExceeded | errors.StoreUnavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
     return error_response(

@@ -146,6 +146,16 @@ class Metrics:
             buckets=SECONDS,
             registry=r,
         )
+        self.refused = Counter(
+            "mexma_refused",
+            "Requests refused: no_key, unknown_key, role, cross_origin, quota, audit",
+            ["reason"],
+            registry=r,
+        )
+        self.keys_valid = Gauge(
+            "mexma_api_keys_valid", "0 when the key file has changed and cannot be read", registry=r
+        )
+        self.keys_valid.set(1)
         self.data_bytes = Gauge(
             "mexma_data_bytes", "Size of the file system that holds MEXMA_DATA_DIR", registry=r
         )

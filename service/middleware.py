@@ -19,10 +19,12 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.gate import Act, Gate
 from service.http_errors import error_response
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
-from service.tracing import Tracing
+from service.quotas import current as current_quota
+from service.tracing import Trace, Tracing
 from service.tracing import current as current_trace
 
 log = logging.getLogger(__name__)
@@ -54,16 +56,19 @@ class RequestBorder:
         max_body_bytes: int,
         body_timeout_s: float,
         metrics: Metrics,
+        gate: Gate,
         shortcuts: Mapping[str, Shortcut] | None = None,
         access_log: bool = False,
         tracing: Tracing | None = None,
     ):
-        """shortcuts: by path, what may answer a POST before the framework is asked."""
+        """gate: who may come in; there is none without, so that no process that answers can be
+        without. shortcuts: by path, what may answer a POST before the framework is asked."""
         self.app = app
         self.shortcuts = shortcuts or {}
         self.max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
         self.metrics = metrics
+        self.gate = gate
         self.access_log = access_log
         self.tracing = tracing
 
@@ -75,55 +80,70 @@ class RequestBorder:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
-        token = request_id_var.set(request_id.decode())
-        trace = self.tracing.begin(scope["headers"], request_id.decode()) if self.tracing else None
-        trace_token = current_trace.set(trace)
         status = 499  # the client left before an answer began
-        path: str | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                own = [(b"x-request-id", request_id), *_quota_headers()]
+                message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
+        name = request_id.decode()
+        trace = self.tracing.begin(scope["headers"], name) if self.tracing else None
+        tokens = (request_id_var.set(name), current_trace.set(trace), current_quota.set(None))
+        act: Act | Response | None = None
         try:
-            if b"content-length" in headers or b"transfer-encoding" in headers:
-                body = await self._receive_body(scope, headers, receive, send_with_id)
-                if body is None:
-                    return
-                if scope["method"] == "POST" and (way := self.shortcuts.get(scope["path"])):
-                    path = scope["path"]
-                    response = await way(body, headers, scope, receive)
-                    if response is not None:
-                        await response(scope, receive, send_with_id)
-                        return
-                receive = _replay(body, receive)
-            await self.app(scope, receive, send_with_id)
+            act = await self.gate.enter(scope, headers, name)
+            if isinstance(act, Response):
+                await act(scope, receive, send_with_id)
+            else:
+                await self._answer(scope, headers, receive, send_with_id)
         except ClientGone:
             pass
         finally:
-            if path is None:
-                path = getattr(scope.get("route"), "path", "unmatched")
-            seconds = time.monotonic() - started
-            self.metrics.answered(path, status, seconds)
-            failed = status >= 500 and status != 503  # "come back later" is no failure of ours
-            if self.access_log or failed:
-                log.log(
-                    logging.WARNING if failed else logging.INFO,
-                    "request",
-                    extra={
-                        "method": scope["method"],
-                        "route": path,  # as declared: what it was filled with is the caller's
-                        "status": status,
-                        "seconds": round(seconds, 6),
-                    },
-                )
-            if trace is not None:
-                trace.end(scope["method"], path, status)
-            current_trace.reset(trace_token)
-            request_id_var.reset(token)
+            if isinstance(act, dict):
+                await self.gate.leave(act, status)
+            self._note(scope, status, time.monotonic() - started, trace)
+            request_id_var.reset(tokens[0])
+            current_trace.reset(tokens[1])
+            current_quota.reset(tokens[2])
+
+    async def _answer(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
+    ) -> None:
+        if b"content-length" in headers or b"transfer-encoding" in headers:
+            body = await self._receive_body(scope, headers, receive, send)
+            if body is None:
+                return
+            if scope["method"] == "POST" and (way := self.shortcuts.get(scope["path"])):
+                response = await way(body, headers, scope, receive)
+                if response is not None:
+                    await response(scope, receive, send)
+                    return
+            receive = _replay(body, receive)
+        await self.app(scope, receive, send)
+
+    def _note(self, scope: Scope, status: int, seconds: float, trace: Trace | None) -> None:
+        """Count and log what was answered."""
+        # As declared: what a route was filled with is the caller's.
+        route = getattr(scope.get("route"), "path", "unmatched")
+        if scope["method"] == "POST" and scope["path"] in self.shortcuts:
+            route = scope["path"]
+        self.metrics.answered(route, status, seconds)
+        if status == 429:
+            self.metrics.refused.labels("quota").inc()
+        failed = status >= 500 and status != 503  # "come back later" is no failure of ours
+        if self.access_log or failed:
+            fields = {"method": scope["method"], "route": route, "status": status}
+            log.log(
+                logging.WARNING if failed else logging.INFO,
+                "request",
+                extra=fields | {"seconds": round(seconds, 6)},
+            )
+        if trace is not None:
+            trace.end(scope["method"], route, status)
 
     async def _receive_body(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
@@ -190,6 +210,16 @@ class RequestBorder:
             headers={"connection": "close"},
         )
         await response(scope, receive, send)
+
+
+def _quota_headers() -> list[tuple[bytes, bytes]]:
+    quota = current_quota.get()
+    if quota is None:
+        return []
+    return [
+        (b"x-ratelimit-limit-tokens", b"%d" % quota.tokens_per_minute),
+        (b"x-ratelimit-remaining-tokens", b"%d" % quota.level()),
+    ]
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

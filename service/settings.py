@@ -21,6 +21,7 @@ def _split(value: Any) -> Any:
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)]
 
 
@@ -107,8 +108,8 @@ class Settings(BaseSettings):
     )
     host: str = Field(
         "127.0.0.1",
-        description="Address to listen on. There are no API keys yet: listen on other addresses "
-        "than loopback only behind something that checks who is calling.",
+        description="Address to listen on. Without API keys (`MEXMA_API_KEYS_FILE`), listen on "
+        "other addresses than loopback only behind something that checks who is calling.",
     )
     port: int = Field(
         8080,
@@ -213,6 +214,23 @@ class Settings(BaseSettings):
         description="Offer collections. Turn it off where several replicas serve embeddings only: "
         "each would have collections of its own, and a search would find what that one was given. "
         "Their routes then answer 404.",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="API keys, as `mexma-keys` writes them: hashes, roles (metrics, read, write, admin, "
+        "each includes those before it) and quotas in tokens a minute. It is read again when it "
+        "changes. A file that cannot be read then leaves the keys as they were, and "
+        "`mexma_api_keys_valid` turns 0. Unset: everybody may do everything.",
+    )
+    audit_log: Path | None = Field(
+        None,
+        description="File of JSON lines that every administrator's act is written to before it is "
+        "done and after; when that cannot be written, acts are refused. Unset: they are in the log.",
+    )
+    cors_origins: Origins = Field(
+        (),
+        description="Origins (`https://app.example.com`), separated by commas, whose pages may call "
+        "from a browser. Pages of all others are refused whatever changes anything, and see no answer.",
     )
     tls_cert: Path | None = Field(
         None,

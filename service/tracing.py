@@ -125,20 +125,26 @@ class Trace:
 
 
 class TracedStore:
-    """A store whose calls are spans of the request that they are made for."""
+    """A store whose calls are spans of the request that they are made for.
+
+    Its methods are attributes of the instance, so that checks for what a store can do find them.
+    """
 
     def __init__(self, store: Store):
         self._store = store
+        for name in dir(store):
+            if not name.startswith("_") and callable(method := getattr(store, name)):
+                setattr(self, name, self._traced(name, method))
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._store, name)
-        if not callable(found) or name.startswith("_"):
-            return found
+        return getattr(self._store, name)
 
+    @staticmethod
+    def _traced(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def traced(*arguments: Any, **named: Any) -> Any:
             trace = current.get()
             if trace is None:
-                return found(*arguments, **named)
-            return trace.call(f"store.{name}", found, *arguments, **named)
+                return method(*arguments, **named)
+            return trace.call(f"store.{name}", method, *arguments, **named)
 
         return traced

@@ -108,6 +108,18 @@ def test_the_runbook_knows_every_reason_for_not_being_ready():
     assert {r for r in reasons if f"`{r}`" not in runbook} == set()
 
 
+def test_every_threat_has_a_test_that_is_there():
+    page = ROOT / "docs/threats.md"
+    rows = [r for r in page.read_text().splitlines() if r.startswith("| ")][1:]
+    assert len(rows) >= 15
+    for row in rows:
+        tests = re.findall(r"\[(test_\w+)\]\(([^)]+)\)", row)
+        assert tests, row
+        for name, file in tests:
+            source = (page.parent / file).read_text(encoding="utf-8")
+            assert re.search(rf"^def {name}\(", source, re.MULTILINE), f"{name} in {file}"
+
+
 def test_nothing_names_a_place_or_package_host_of_one_machine():
     files = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 
 from mexma.errors import StoreError, StoreUnavailable
 from service.embedder import Embedder
+from service.http_errors import ACCESS_ERRORS, documented
 from service.schemas import Live, Ready
 from service.state import State
 
@@ -56,7 +57,8 @@ def router(state: State) -> APIRouter:
             200: {
                 "description": "Prometheus exposition",
                 "content": {"text/plain": {"schema": {"type": "string"}}},
-            }
+            },
+            **documented(*ACCESS_ERRORS),
         },
     )
     async def show_metrics() -> Response:

@@ -23,8 +23,16 @@ OPERATOR_KINDS = {"ServiceMonitor", "PrometheusRule"}  # not Kubernetes' own: ch
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "replicas": {"mode": "embeddings", "replicas": 3},
-    "autoscaled": {"mode": "embeddings", "autoscaling": {"enabled": True}},
+    "replicas": {"mode": "replicas", "replicas": 3},
+    "autoscaled": {"mode": "replicas", "autoscaling": {"enabled": True}},
+    "milvus": {
+        "mode": "replicas",
+        "milvus": {"uri": "http://milvus:19530", "tokenSecret": "milvus"},
+        "autoscaling": {"enabled": True},
+        "networkPolicy": {
+            "egress": [{"ports": [{"port": 19530}, {"port": 53, "protocol": "UDP"}]}]
+        },
+    },
     "gpu": {"gpu": {"enabled": True}, "nodeSelector": {"zone": "a"}},
     "bare": {
         "networkPolicy": {"enabled": False},
@@ -35,7 +43,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "imagePullSecrets": [{"name": "registry"}],
         "settings": {"MEXMA_MAX_QUEUE_TOKENS": 131072, "MEXMA_DEMO": False},
         "tlsSecret": "certificate",
-        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "apiKeysSecret": "keys",
+        "tracing": {"endpoint": "http://collector:4318"},
+        "serviceMonitor": {
+            "enabled": True,
+            "labels": {"release": "prometheus"},
+            "apiKeySecret": "scraping",
+        },
         "prometheusRule": {"enabled": True},
         "dashboard": {"enabled": True},
         "networkPolicy": {
@@ -83,7 +97,8 @@ def pod_of(resources: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def environment(resources: dict[str, dict[str, Any]]) -> dict[str, str]:
     (container,) = pod_of(resources)["spec"]["containers"]
     names = [e["name"] for e in container["env"]]
-    return {e["name"]: e["value"] for e in container["env"] if names.count(e["name"]) == 1}
+    assert len(set(names)) == len(names)
+    return {e["name"]: e.get("value", "from-a-secret") for e in container["env"]}
 
 
 @pytest.fixture(params=VARIANTS)
@@ -183,6 +198,10 @@ def test_collections_have_a_volume_and_replicas_have_no_collections(tmp_path):
     many = render(VARIANTS["replicas"], tmp_path)
     assert many["Deployment"]["spec"]["replicas"] == 3
     assert environment(many)["MEXMA_COLLECTIONS"] == "false"
+    shared = environment(render(VARIANTS["milvus"], tmp_path))
+    assert shared["MEXMA_MILVUS_URI"] == "http://milvus:19530"
+    assert shared["MEXMA_MILVUS_TOKEN"] == "from-a-secret"
+    assert "MEXMA_COLLECTIONS" not in shared
 
 
 def test_a_gpu_is_asked_for_where_there_is_one(tmp_path):
@@ -219,14 +238,16 @@ def test_alerts_and_dashboard_are_those_of_the_repository(tmp_path):
     (endpoint,) = resources["ServiceMonitor"]["spec"]["endpoints"]
     assert endpoint["port"] in {p["name"] for p in resources["Service"]["spec"]["ports"]}
     assert endpoint["path"] == "/metrics"
+    assert endpoint["authorization"]["credentials"] == {"name": "scraping", "key": "key"}
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"autoscaling": {"enabled": True}}, "autoscaling needs mode: embeddings"),
-        ({"replicas": 2}, "replicas above 1 need mode: embeddings"),
+        ({"autoscaling": {"enabled": True}}, "autoscaling needs mode: replicas"),
+        ({"replicas": 2}, "replicas above 1 need mode: replicas"),
         ({"mode": "both"}, "mode"),
+        ({"milvus": {"uri": "http://milvus:19530"}}, "milvus.uri needs mode: replicas"),
         ({"replica": 2}, "replica"),
         ({"settings": {"MAX_QUEUE_TOKENS": 1}}, "MAX_QUEUE_TOKENS"),
         ({"persistence": {"size": "much"}}, "size"),

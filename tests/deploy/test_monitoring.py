@@ -44,6 +44,9 @@ HEALTHY = {
     'mexma_collection_index{job="mexma",instance="a",collection="c",state="exact"}': "1x180",
     'mexma_collection_documents{job="mexma",instance="a",collection="c"}': "50000x180",
     'mexma_collection_recall{job="mexma",instance="a",collection="c"}': "0.99x180",
+    'mexma_api_keys_valid{job="mexma",instance="a"}': "1x180",
+    'mexma_refused_total{job="mexma",instance="a",reason="unknown_key"}': "0+30x180",
+    'mexma_refused_total{job="mexma",instance="a",reason="audit"}': "2x180",
     'mexma_data_free_bytes{job="mexma",instance="a"}': "50x180",
     'mexma_data_bytes{job="mexma",instance="a"}': "100x180",
     'process_open_fds{job="mexma",instance="a"}': "100x180",
@@ -72,6 +75,13 @@ FIRES: dict[str, dict[str, str]] = {
         'mexma_collection_documents{job="mexma",instance="a",collection="c"}': "50001x180"
     },
     "MexmaRecallLow": {'mexma_collection_recall{job="mexma",instance="a",collection="c"}': "0.9x180"},
+    "MexmaKeysNotRead": {'mexma_api_keys_valid{job="mexma",instance="a"}': "0x180"},
+    "MexmaUnknownKeys": {
+        'mexma_refused_total{job="mexma",instance="a",reason="unknown_key"}': "0+120x180"
+    },
+    "MexmaNotRecorded": {
+        'mexma_refused_total{job="mexma",instance="a",reason="audit"}': "0x115 1x64"
+    },
     "MexmaDiskFull": {'mexma_data_free_bytes{job="mexma",instance="a"}': "9x180"},
     "MexmaFilesRunOut": {'process_open_fds{job="mexma",instance="a"}': "900x180"},
 }  # fmt: skip
@@ -218,6 +228,7 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
                 body = {"queries": ["two cats"], "k": 3}
                 client.post("/v1/collections/small/search", json=body).raise_for_status()
                 client.get("/nothing")
+                client.post("/embed", headers={"origin": "https://elsewhere.example"})
                 client.get("/health/ready").raise_for_status()
         seen = made.wait_for('mexma_http_requests_total{route="unmatched"} >= 5')[0]["value"][0]
         made.wait_for(f"timestamp(mexma_ready) > {float(seen) + 3}")

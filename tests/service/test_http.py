@@ -8,6 +8,9 @@ import threading
 import pytest
 from fastapi import Request
 
+from service.access import Guard
+from service.audit import Audit
+from service.gate import Gate
 from service.metrics import Metrics
 from service.middleware import ClientGone, RequestBorder, unless_gone
 from tests.fakes import FakeEncoder
@@ -80,7 +83,9 @@ def test_a_slow_body_gets_408():
     async def send(message):
         sent.append(message)
 
-    border = RequestBorder(app, max_body_bytes=1000, body_timeout_s=0.1, metrics=Metrics())
+    metrics = Metrics()
+    gate = Gate(Guard(None), Audit(None), metrics)
+    border = RequestBorder(app, max_body_bytes=1000, body_timeout_s=0.1, metrics=metrics, gate=gate)
     scope = {
         "type": "http", "path": "/v1/embeddings", "method": "POST",
         "headers": [(b"transfer-encoding", b"chunked")],

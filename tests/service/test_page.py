@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 from mexma.sample import tatoeba_sample
+from service.keys import new_key, write_keys
 from tests.browser import ARGUMENTS, find_browser
-from tests.conftest import Server
+from tests.conftest import Server, start_server
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +163,34 @@ def test_docs_work_without_a_content_network(browser: Browser, server: Server) -
     expect(page.get_by_text("/v1/embeddings").first).to_be_visible()
     assert all(url.startswith((server.url, "data:")) for url in asked), asked
     page.close()
+
+
+def test_where_there_are_keys_the_page_asks_for_one(browser: Browser, tmp_path: Path) -> None:
+    given, key = new_key("somebody", "read")
+    write_keys(tmp_path / "keys.json", [key])
+    server = start_server(tmp_path, demo="false", api_keys_file=tmp_path / "keys.json")
+    while not is_port_open(server):
+        assert server.process.poll() is None, server.log.read_text()
+    page = browser.new_page()
+    asked: list[str] = []
+    answers = iter(["wrong", given])
+
+    def answer(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept(next(answers))
+
+    page.on("dialog", answer)
+    page.goto(server.url)
+    page.wait_for_selector("body[data-ready=yes]")
+    expect(page.locator("#model")).to_contain_text("mexma-small")
+    assert len(asked) == 2, "once for nothing, once more for the wrong one"
+    page.close()
+    server.process.terminate()
+    assert server.process.wait(60) == 0
+
+
+def is_port_open(server: Server) -> bool:
+    try:
+        return httpx.get(f"{server.url}/health/live").status_code == 200
+    except httpx.TransportError:
+        return False

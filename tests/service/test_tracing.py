@@ -16,7 +16,7 @@ from mexma.errors import InstallationError
 from service.app import create_app
 from service.settings import Settings
 from service.store.local import LocalStore
-from service.tracing import Tracing
+from service.tracing import TracedStore, Tracing
 from tests.fakes import FakeEncoder
 
 SECRET = "violet"
@@ -181,3 +181,14 @@ def test_without_the_extra_the_setting_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(InstallationError, match=r"mexma\[otel\]"):
         Tracing("http://127.0.0.1:1")
+
+
+def test_a_traced_store_can_do_what_the_store_can(tmp_path):
+    """Also where it is looked for without running anything, as protocols are from Python 3.12 on."""
+    store = LocalStore(tmp_path / "data")
+    traced = TracedStore(store)
+    for name in dir(store):
+        if not name.startswith("_"):
+            assert hasattr(traced, name)
+            assert name in vars(traced) or not callable(getattr(store, name))
+    store.close()

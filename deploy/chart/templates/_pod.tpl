@@ -45,9 +45,28 @@ spec:
       env:
         - name: MEXMA_LOG_FORMAT
           value: json
-        {{- if eq .Values.mode "embeddings" }}
+        {{- if and (eq .Values.mode "replicas") (not .Values.milvus.uri) }}
         - name: MEXMA_COLLECTIONS
           value: "false"
+        {{- end }}
+        {{- with .Values.milvus.uri }}
+        - name: MEXMA_MILVUS_URI
+          value: {{ . | quote }}
+        {{- end }}
+        {{- with .Values.milvus.tokenSecret }}
+        - name: MEXMA_MILVUS_TOKEN
+          valueFrom:
+            secretKeyRef:
+              name: {{ . }}
+              key: token
+        {{- end }}
+        {{- with .Values.apiKeysSecret }}
+        - name: MEXMA_API_KEYS_FILE
+          value: /run/mexma/keys/keys.json
+        {{- end }}
+        {{- with .Values.tracing.endpoint }}
+        - name: MEXMA_OTLP_ENDPOINT
+          value: {{ . | quote }}
         {{- end }}
         {{- with .Values.tlsSecret }}
         - name: MEXMA_TLS_CERT
@@ -88,6 +107,11 @@ spec:
           mountPath: /data
         - name: tmp
           mountPath: /tmp
+        {{- if .Values.apiKeysSecret }}
+        - name: keys
+          mountPath: /run/mexma/keys
+          readOnly: true
+        {{- end }}
         {{- if .Values.tlsSecret }}
         - name: tls
           mountPath: /run/mexma/tls
@@ -97,13 +121,19 @@ spec:
     - name: tmp # the language detector unpacks its model there, 65 MiB, at start
       emptyDir:
         sizeLimit: 256Mi
+    {{- with .Values.apiKeysSecret }}
+    - name: keys
+      secret:
+        secretName: {{ . }}
+        defaultMode: 0440
+    {{- end }}
     {{- with .Values.tlsSecret }}
     - name: tls
       secret:
         secretName: {{ . }}
         defaultMode: 0440
     {{- end }}
-    {{- if eq .Values.mode "embeddings" }}
+    {{- if eq .Values.mode "replicas" }}
     - name: data
       emptyDir:
         sizeLimit: 1Gi

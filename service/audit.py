@@ -1,0 +1,53 @@
+"""The record of what administrators did: a line before the act, and a line after it.
+
+A line is on disk before the act begins; where it cannot be written, the act is refused. Without a
+file the lines go to the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+
+from mexma.errors import AuditError
+
+log = logging.getLogger("mexma.audit")
+
+
+class Audit:
+    """path: a file of JSON lines that only grows; None for the log."""
+
+    def __init__(self, path: Path | None):
+        """Raises AuditError when the file cannot be appended to."""
+        self._path = path
+        self._file: int | None = None
+        if path is not None:
+            try:
+                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            except OSError as error:
+                raise AuditError(f"{path} cannot be appended to: {error.strerror}") from error
+
+    def write(self, phase: str, **what: str | int | None) -> None:
+        """One line, on disk when this returns. Raises AuditError."""
+        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = {"time": time, "phase": phase, **what}
+        if self._file is None:
+            log.info("audit", extra={"phase": phase, **what})
+            return
+        data = orjson.dumps(line) + b"\n"
+        try:
+            written = os.write(self._file, data)
+            os.fsync(self._file)
+        except OSError as error:
+            raise AuditError(f"{self._path} cannot be written: {error.strerror}") from error
+        if written != len(data):
+            raise AuditError(f"{self._path} took {written} of {len(data)} bytes")
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

@@ -1,0 +1,73 @@
+"""The way in: is this request's sender allowed, and is what an administrator does on record?"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+
+from fastapi.responses import Response
+from starlette.types import Scope
+
+from mexma.errors import AuditError
+from service.access import Guard, Refusal
+from service.audit import Audit
+from service.http_errors import error_response, for_exception
+from service.metrics import Metrics
+from service.quotas import current as current_quota
+
+log = logging.getLogger(__name__)
+
+Act = dict[str, str | int | None]
+
+
+class Gate:
+    """guard: who may call. audit: where administrators' acts are recorded."""
+
+    def __init__(self, guard: Guard, audit: Audit, metrics: Metrics):
+        self._guard = guard
+        self._audit = audit
+        self._metrics = metrics
+        metrics.keys_valid.set_function(lambda: float(guard.valid))
+
+    async def enter(
+        self, scope: Scope, headers: Mapping[bytes, bytes], request_id: str
+    ) -> Response | Act | None:
+        """The answer to who is not let in; else what to record in the end, None for nothing.
+
+        The quota of who is let in is `service.quotas.current` from here on.
+        """
+        found = self._guard.check(scope, headers)
+        if isinstance(found, Refusal):
+            self._metrics.refused.labels(found.reason).inc()
+            return error_response(
+                scope["path"],
+                found.status,
+                found.message,
+                kind="authentication_error" if found.status == 401 else "permission_error",
+                code=found.reason,
+                headers=found.headers,
+            )
+        current_quota.set(found.quota)
+        if found.role != "admin":
+            return None
+        act: Act = {
+            "request_id": request_id,
+            "client": found.key.name if found.key else None,
+            "key": found.key.id if found.key else None,
+            "method": scope["method"],
+            "path": scope["path"],
+        }
+        try:
+            await asyncio.to_thread(self._audit.write, "asked", **act)
+        except AuditError as error:
+            self._metrics.refused.labels("audit").inc()
+            log.error("refused, because it cannot be recorded: %s", error)
+            return for_exception(scope["path"], AuditError("the act cannot be recorded"))
+        return act
+
+    async def leave(self, act: Act, status: int) -> None:
+        """What came of it."""
+        with suppress(AuditError):  # that it was asked for is on record
+            await asyncio.to_thread(self._audit.write, "done", status=status, **act)

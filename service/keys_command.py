@@ -1,0 +1,76 @@
+"""`mexma-keys`: make, list and revoke API keys in a file that the service reads while it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mexma.errors import KeyFileError
+from service.keys import NAME, ROLES, new_key, read_keys, write_keys
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exits with 1 and one sentence when it cannot."""
+    parser = argparse.ArgumentParser(
+        prog="mexma-keys",
+        description="API keys in a file, for MEXMA_API_KEYS_FILE. The file holds hashes; a key is "
+        "shown once, when it is made. To rotate one, create another of the same name, hand it "
+        "out, and revoke the old one; the service notices within a second.",
+    )
+    parser.add_argument("file", type=Path)
+    commands = parser.add_subparsers(dest="command", required=True)
+    create = commands.add_parser("create", help="make a key and print it")
+    create.add_argument("name", help="the client; its keys share a quota")
+    create.add_argument("--role", choices=ROLES, default="read")
+    create.add_argument("--tokens-per-minute", type=int, help="its quota; none without")
+    create.add_argument(
+        "--expires", type=_date, help="a day, 2027-01-31: the key ends as it begins, in UTC"
+    )
+    commands.add_parser("list", help="the keys, without what is secret")
+    revoke = commands.add_parser("revoke", help="remove a key")
+    revoke.add_argument("id")
+    chosen = parser.parse_args(arguments)
+    try:
+        {"create": _create, "list": _list, "revoke": _revoke}[chosen.command](chosen)
+    except (KeyFileError, OSError) as error:
+        sys.exit(f"mexma-keys: {error}")
+
+
+def _date(text: str) -> datetime:
+    return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+
+
+def _create(chosen: argparse.Namespace) -> None:
+    if not NAME.fullmatch(chosen.name):
+        raise KeyFileError(f"a name is 1 to 64 of A-Z, a-z, 0-9 and _.@-, got {chosen.name!r}")
+    if chosen.tokens_per_minute is not None and chosen.tokens_per_minute < 1:
+        raise KeyFileError(f"tokens per minute must be above 0, got {chosen.tokens_per_minute}")
+    keys = read_keys(chosen.file) if chosen.file.exists() else {}
+    given, key = new_key(
+        chosen.name,
+        chosen.role,
+        tokens_per_minute=chosen.tokens_per_minute,
+        expires=chosen.expires,
+    )
+    write_keys(chosen.file, [*keys.values(), key])
+    print(given)
+
+
+def _list(chosen: argparse.Namespace) -> None:
+    for key in read_keys(chosen.file).values():
+        expires = datetime.fromtimestamp(key.expires, UTC).date() if key.expires else "never"
+        quota = key.tokens_per_minute or "none"
+        print(f"{key.id}  {key.role:8}{key.name}  quota {quota}  expires {expires}")
+
+
+def _revoke(chosen: argparse.Namespace) -> None:
+    keys = read_keys(chosen.file)
+    if keys.pop(chosen.id, None) is None:
+        raise KeyFileError(f"{chosen.file} has no key {chosen.id}; list shows them")
+    write_keys(chosen.file, list(keys.values()))
+
+
+if __name__ == "__main__":
+    main()
