@@ -45,6 +45,9 @@ class Caller:
 
 INTERNAL = Caller()
 INTERNAL_BULK = Caller(lane="bulk")
+INTERNAL_AT_ONCE = Caller(lane="interactive")
+OURS = (INTERNAL, INTERNAL_BULK, INTERNAL_AT_ONCE)
+"""The service itself, rather than a client."""
 
 
 def caller_of(
