@@ -47,7 +47,11 @@ INTERNAL = Caller()
 INTERNAL_BULK = Caller(lane="bulk")
 INTERNAL_AT_ONCE = Caller(lane="interactive")
 OURS = (INTERNAL, INTERNAL_BULK, INTERNAL_AT_ONCE)
-"""The service itself, rather than a client."""
+
+
+def is_ours(caller: Caller) -> bool:
+    """Whether it is the service itself; a client whose headers say nothing looks the same."""
+    return any(caller is one for one in OURS)
 
 
 def caller_of(
