@@ -9,7 +9,7 @@ ifdef PORT
 export MEXMA_PORT := $(PORT)
 endif
 
-.PHONY: help serve dev test lint bench docs browser tools sbom audit image clean
+.PHONY: help serve dev test lint bench docs browser compiler tools sbom audit image clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,7 +17,7 @@ help: ## what there is
 serve: $(VENV)/.serve ## install what serving needs, once, and serve the default model
 	@exec $(BIN)/mexma-serve
 
-test: lint browser tools ## install what tests need, once; lint, types, floors, docs and all tests
+test: lint browser compiler tools ## install what tests need, once; lint, types, floors, docs and all tests
 	$(BIN)/python -m pytest $(PYTEST)
 
 dev: $(VENV)/.dev ## install what exporting, training and tests need (torch among it), once
@@ -42,6 +42,12 @@ browser: $(VENV)/.dev ## install Chromium where there is none
 	  $$SUDO apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -qq -y --no-install-recommends chromium >/dev/null && \
 	  $(BIN)/python -m tests.browser; }
+
+compiler: ## install a C compiler where there is none; a test watches a process's disk with it
+	@command -v gcc >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] || SUDO=sudo; \
+	  $$SUDO apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -qq -y --no-install-recommends gcc libc6-dev >/dev/null; }
 
 tools: $(VENV)/.dev ## install helm and prometheus where they are missing
 	@$(BIN)/python -m tests.deploy.tools

@@ -1,7 +1,7 @@
 """One collection: the database that is true, and the snapshot that is searched, kept in step.
 
-A write takes the writer's lock, prepares the next snapshot inside the transaction, commits, and
-only then lets readers see it. Readers take whichever snapshot is current and no lock at all; the
+Writes that come together share a transaction (group.py): it prepares the next snapshot, commits,
+and only then lets readers see it. Readers take whichever snapshot is current and no lock at all; the
 texts of their hits come from the database by rid. If a hit's row was deleted in between, the
 search is repeated on the newer state, the last time while holding off the writer.
 """
@@ -27,6 +27,7 @@ from service.store.cursors import Cursors
 from service.store.database import Database, Row, Transaction
 from service.store.gauges import RecallGauge
 from service.store.generations import Generations
+from service.store.group import Change, Draft, Group, Write
 from service.store.index import Index, Snapshot
 from service.store.keeper import Keeper
 from service.store.memory import MemoryBudget
@@ -81,6 +82,7 @@ class Collection:
         self._keeper = means.keeper
         self._database = Database.open(directory / DATABASE)
         self._writing = threading.Lock()
+        self._group = Group(self._writing, self._commit)
         self._closed = False
         self.beside = False
         """Another collection of this name serves; this one takes no writes but that one's."""
@@ -165,23 +167,23 @@ class Collection:
         winners = [documents[item] for item in kept]
         if not winners:
             return []
-        with self._writing:
-            self._check_serving()
-            with self._database.transaction() as transaction:
-                existing = transaction.rids(list(last))
-                transaction.delete(list(existing.values()))
-                rids = transaction.insert(winners, [metadata[i] for i in kept], vectors[kept])
-                dead = np.array(sorted(existing.values()), np.int64)
-                changed = self._snapshot.changed(
-                    dead,
-                    rids,
-                    [d.lang for d in winners],
-                    units[kept],
-                    # As they will be read at the next start: tuples are lists, keys are text.
-                    [json.loads(metadata[i]) for i in kept],
-                )
-            self._publish(changed)
-        seen = set(existing)
+        kept_metadata = [metadata[i] for i in kept]
+
+        def change(transaction: Transaction, draft: Draft) -> tuple[set[str], Draft]:
+            existing = transaction.rids(list(last))
+            transaction.delete(list(existing.values()))
+            rids = transaction.insert(winners, kept_metadata, vectors[kept])
+            changed = Change(
+                np.array(sorted(existing.values()), np.int64),
+                rids,
+                [d.lang for d in winners],
+                units[kept],
+                # As they will be read at the next start: tuples are lists, keys are text.
+                [json.loads(one) for one in kept_metadata],
+            )
+            return set(existing), draft.with_change(changed)
+
+        seen = self._group.write(len(winners), change)
         outcomes: Outcomes = []
         for document in documents:
             outcomes.append("updated" if document.id in seen else "created")
@@ -190,28 +192,48 @@ class Collection:
 
     def delete(self, ids: Sequence[str]) -> Ids:
         unique = [id for id in dict.fromkeys(ids) if is_unicode(id)]
-        with self._writing:
-            self._check_serving()
-            with self._database.transaction() as transaction:
-                existing = transaction.rids(unique)
-                changed = self._without(transaction, np.array(sorted(existing.values()), np.int64))
-            self._publish(changed)
+
+        def change(transaction: Transaction, draft: Draft) -> tuple[set[str], Draft]:
+            existing = transaction.rids(unique)
+            dead = np.array(sorted(existing.values()), np.int64)
+            return set(existing), self._without(transaction, draft, dead)
+
+        existing = self._group.write(len(unique), change)
         return [id for id in unique if id in existing]
 
     def delete_where(self, selection: Selection) -> int:
-        with self._writing:
-            self._check_serving()
-            dead = self._snapshot.rids[selected(self._snapshot, selection)]
-            with self._database.transaction() as transaction:
-                changed = self._without(transaction, dead)
-            self._publish(changed)
-        return len(dead)
+        def change(transaction: Transaction, draft: Draft) -> tuple[int, Draft]:
+            draft = draft.settled()
+            dead = draft.base.rids[selected(draft.base, selection)]
+            return len(dead), self._without(transaction, draft, dead)
 
-    def _without(self, transaction: Transaction, dead: Index) -> Snapshot:
-        """Delete rows; rids int64 `[n]`, ascending. Returns the state after it."""
+        return self._group.write(1, change)
+
+    @staticmethod
+    def _without(transaction: Transaction, draft: Draft, dead: Index) -> Draft:
+        """Delete rows; rids int64 `[n]`, ascending."""
         transaction.delete(dead.tolist())
-        none = np.empty((0, self._snapshot.dim), np.float32)
-        return self._snapshot.changed(dead, dead[:0], [], none, [])
+        none = np.empty((0, draft.base.dim), np.float32)
+        return draft.with_change(Change(dead, dead[:0], [], none, []))
+
+    def _commit(self, writes: Sequence[Write]) -> None:
+        """Make these writes durable, then let readers see them; what fails fails alone."""
+        try:
+            self._check_serving()
+            with self._database.transaction() as transaction:
+                draft = Draft(self._snapshot)
+                for write in writes:
+                    draft = _applied(write, transaction, draft, alone=len(writes) == 1)
+                changed = draft.settled().base
+        except Exception as error:  # noqa: BLE001 whatever it is, it is told to those it concerns
+            # None of it happened. Perhaps one of them was to blame, as by filling the disk.
+            for write in writes:
+                write.error = error
+                if len(writes) > 1:
+                    write.error = None
+                    self._commit([write])
+            return
+        self._publish(changed)
 
     def take(self, rows: Sequence[Row], vectors: Vectors, dead: Index) -> None:
         """Take over rows of another collection, with their rids, and drop those of rid `dead`.
@@ -417,6 +439,21 @@ class Collection:
                 self._closed = False
                 raise
             self.end()
+
+
+def _applied(write: Write, transaction: Transaction, draft: Draft, *, alone: bool) -> Draft:
+    """Make one write of a group, and return the draft with it; or without it, where it failed."""
+    if alone:
+        write.outcome, draft = write.change(transaction, draft)
+        return draft
+    try:
+        with transaction.savepoint():
+            write.outcome, draft = write.change(transaction, draft)
+    except Exception as error:
+        if not transaction.open:
+            raise  # with all that came before it
+        write.error = error
+    return draft
 
 
 def _stacked(vectors: list[Vectors], dim: int) -> Vectors:

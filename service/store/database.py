@@ -135,8 +135,28 @@ def translated(path: Path) -> Iterator[None]:
 class Transaction:
     """The writes of one transaction; obtained from `Database.transaction`."""
 
-    def __init__(self, connection: sqlite3.Connection):
+    def __init__(self, connection: sqlite3.Connection, path: Path):
         self._connection = connection
+        self._path = path
+
+    @property
+    def open(self) -> bool:
+        """Whether it can still be committed: SQLite ends some itself, as when the disk is full."""
+        return self._connection.in_transaction
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """A part of the transaction that happens as a whole or not at all."""
+        with translated(self._path):
+            self._connection.execute("SAVEPOINT part")
+            try:
+                yield
+            except BaseException:
+                if self.open:
+                    self._connection.execute("ROLLBACK TO part")
+                    self._connection.execute("RELEASE part")
+                raise
+            self._connection.execute("RELEASE part")
 
     def rids(self, ids: Sequence[str]) -> dict[str, int]:
         """The rid of each of these ids that exists."""
@@ -242,7 +262,8 @@ class Database:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 reached("write: begun")
-                yield Transaction(self._writer)
+                yield Transaction(self._writer, self.path)
+                reached("write: prepared")
                 self._writer.execute("COMMIT")
                 reached("write: committed")
             except BaseException:

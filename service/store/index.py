@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from service.store.approximate import Approximate, sketch
 from service.store.columns import Columns
 from service.store.filters import Filter
+from service.store.neighbourhoods import Neighbourhoods
 from service.store.protocol import Vectors, primary
 from service.store.steps import reached
 from service.store.threads import ThreadBudget
@@ -53,7 +54,8 @@ class Snapshot:
     """blocks: float32 `[BLOCK_ROWS, dim]` each, rows of length 1. rids: int64 `[count]`, ascending.
 
     codes: int32 `[count]`, places in `tags`. alive: bool `[count]`. counts: int64 `[len(tags)]`,
-    rows alive of each tag. columns: the rows' metadata.
+    rows alive of each tag. columns: the rows' metadata. neighbourhoods: what is remembered of each
+    row's nearest. number: how many changes led here.
     """
 
     dim: int
@@ -66,7 +68,8 @@ class Snapshot:
     counts: Index = field(default_factory=lambda: np.empty(0, np.int64))
     columns: Columns = field(default_factory=Columns)
     attached: Attached | None = None
-    _neighbourhoods: dict[tuple[bool, int], float] = field(default_factory=dict)
+    neighbourhoods: Neighbourhoods = field(default_factory=Neighbourhoods)
+    number: int = 0
     _bits: dict[str, tuple[NDArray[np.uint8] | None, float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -124,6 +127,8 @@ class Snapshot:
             counts,
             self.columns,
             self.attached,
+            self.neighbourhoods,
+            self.number + 1,
         )
 
     def _appended(self, vectors: Vectors) -> tuple[Vectors, ...]:
@@ -158,6 +163,8 @@ class Snapshot:
             self.tags,
             np.bincount(codes, minlength=len(self.tags)),
             self.columns.compacted(alive),
+            neighbourhoods=self.neighbourhoods.compacted(alive),
+            number=self.number,
         )
         return compacted.attaching(self.attached.built) if self.attached else compacted
 
@@ -170,7 +177,7 @@ class Snapshot:
         tail = int(np.searchsorted(self.rids, index.seq, side="right"))
         same = np.array_equal(positions, np.arange(len(positions)))
         attached = Attached(index, positions, tail, same)
-        return replace(self, attached=attached, _neighbourhoods={}, _bits={})
+        return replace(self, attached=attached, _bits={})
 
     def misfit(self, index: Approximate) -> str | None:
         """What shows that an index was made from other rows than these, if anything does."""

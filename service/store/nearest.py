@@ -4,19 +4,23 @@ An approximate index is one more source of candidates, beside a scan of the rows
 whatever proposes them, the order is decided by cosines computed one way, so scores do not depend
 on batch size, block, or index.
 
+`neighbourhood` brings up to date what neighbourhoods.py remembers: a row is compared with the rows
+written since it was last asked about.
+
 Refuses to know: SQLite, texts, margins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from service.store import scan
 from service.store.index import Attached, Index, Mask, Snapshot
+from service.store.neighbourhoods import BEHIND_ROWS, NONE, Remembered
 from service.store.planner import plan
 from service.store.protocol import NEIGHBOURHOOD, Vectors
 
@@ -24,7 +28,7 @@ SLACK = 8
 """Candidates fetched beyond k, so that near-ties at the border rarely need a second scan."""
 GATHER_ROWS = 4_096
 SCAN_QUERIES = 64
-"""Queries in one scan: FAISS gains nothing from more, and other searches' threads wait for it."""
+"""Queries in one scan: a product gains little from more, and other searches' threads wait for it."""
 
 
 class Found(NamedTuple):
@@ -90,7 +94,7 @@ def _proposed(
     if n_behind := int(np.count_nonzero(mask[attached.tail :])):
         behind = np.zeros_like(mask)
         behind[attached.tail :] = mask[attached.tail :]
-        new = [p for p, _ in _candidates(snapshot, queries, min(fetch, n_behind), behind)]
+        new = [p for p, _ in scan.best(snapshot, queries, min(fetch, n_behind), behind)]
     for a, b in zip(old, new, strict=True):
         yield np.concatenate([a, b])
 
@@ -128,50 +132,15 @@ def _nearest(
             break
         unsure = []
         for q, (positions, floor) in zip(
-            pending, _candidates(snapshot, queries[pending], fetch, mask), strict=True
+            pending, scan.best(snapshot, queries[pending], fetch, mask), strict=True
         ):
             results[q] = _best(snapshot, queries[q], positions, k)
-            # FAISS adds in float32, in an order of its own: two unit vectors' product may be
+            # A product adds in float32, in an order of its own: two unit vectors' product may be
             # off by dim * 2^-24. Only below that is a row not fetched certainly not better.
             if results[q][1][-1] <= floor + 2 * snapshot.dim * 2.0**-24:
                 unsure.append(q)
         pending, fetch = np.array(unsure, np.int64), fetch * 4
     return results
-
-
-def _candidates(
-    snapshot: Snapshot, queries: Vectors, fetch: int, mask: Mask
-) -> Iterator[tuple[Index, float]]:
-    """Per query the `fetch` best rows as FAISS sees them, and its score of the last."""
-    scores, positions = [], []
-    n = len(queries)
-    # The stub of these two describes the C++ side, not what Python passes.
-    pointer: Any = faiss.swig_ptr
-    selector: Any = faiss.IDSelectorBitmap
-    queries = np.ascontiguousarray(queries)
-    with snapshot.threads.take(n):
-        for b, block in enumerate(snapshot.blocks):
-            here = mask[b * len(block) : (b + 1) * len(block)]
-            if not (k := min(fetch, int(here.sum()))):
-                continue
-            bits = np.packbits(here, bitorder="little")
-            s, i = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
-            faiss.knn_inner_product(
-                pointer(queries),
-                pointer(block),
-                snapshot.dim,
-                n,
-                len(here),
-                k,
-                pointer(s),
-                pointer(i),
-                selector(bits),
-            )
-            scores.append(s)
-            positions.append(i + b * len(block))
-    for s, p in zip(np.hstack(scores), np.hstack(positions), strict=True):
-        best = np.argpartition(-s, fetch - 1)[:fetch]
-        yield p[best], float(s[best].min())
 
 
 def _best(snapshot: Snapshot, query: Vectors, positions: Index, k: int) -> tuple[Index, Vectors]:
@@ -188,19 +157,61 @@ def _best(snapshot: Snapshot, query: Vectors, positions: Index, k: int) -> tuple
 def neighbourhood(snapshot: Snapshot, positions: Index, *, exact: bool = True) -> Vectors:
     """Mean cosine of each row to its 4 nearest other rows alive, float32 `[len(positions)]`.
 
-    Over fewer where fewer exist; NaN for a row without any other. Remembered for as long
-    as this state is the newest.
+    Over fewer where fewer exist; NaN for a row without any other. Not `exact`: an approximate
+    index may have been asked for the 4.
     """
     exact = exact or snapshot.attached is None
-    known = snapshot._neighbourhoods
-    wanted = np.unique(positions).tolist()
-    missing = np.array([p for p in wanted if (exact, p) not in known], np.int64)
-    near = nearest(
-        snapshot, snapshot.vectors(missing), NEIGHBOURHOOD + 1, snapshot.alive, exact=exact
-    )
-    for position, found in zip(missing, near, strict=True):
+    rows, where = np.unique(positions, return_inverse=True)
+    known = snapshot.neighbourhoods
+    found = known.recall(rows, snapshot.alive, snapshot.number, exact=exact)
+    count = len(snapshot.rids)
+    anew = found.seen < max(1, count - BEHIND_ROWS)
+    behind = ~anew & (found.seen < count)
+    for chosen, make in ((anew, _found_anew), (behind, _caught_up)):
+        if chosen.any():
+            made = make(snapshot, rows[chosen], found.at(chosen), exact)
+            known.remember(rows[chosen], made, snapshot.number)
+            found.put(chosen, made)
+    return found.means()[where]
+
+
+def _found_anew(snapshot: Snapshot, rows: Index, _: Remembered, exact: bool) -> Remembered:
+    """The nearest of each row among all."""
+    wanted = NEIGHBOURHOOD + 1
+    near = nearest(snapshot, snapshot.vectors(rows), wanted, snapshot.alive, exact=exact)
+    return _others(snapshot, rows, near, np.array([not found.approximate for found in near]))
+
+
+def _caught_up(snapshot: Snapshot, rows: Index, known: Remembered, _: bool) -> Remembered:
+    """The nearest of each row, of those that are known and the rows written since."""
+    since = snapshot.alive.copy()
+    since[: known.seen.min()] = False
+    # Some have seen more than others. What belongs among a row's 4 is beaten by 3 others and the
+    # row itself at most, so it is among the first 5 of any part of the rows.
+    near = []
+    found = nearest(snapshot, snapshot.vectors(rows), NEIGHBOURHOOD + 1, since)
+    for n, new in enumerate(found):
+        old = known.neighbours[n] != NONE
+        unseen = new.positions >= known.seen[n]
+        near.append(
+            Found(
+                np.concatenate([known.neighbours[n][old], new.positions[unseen]]),
+                np.concatenate([known.cosines[n][old], new.cosines[unseen]]),
+                new.compared,
+            )
+        )
+    return _others(snapshot, rows, near, known.exact)
+
+
+def _others(snapshot: Snapshot, rows: Index, near: Sequence[Found], exact: Mask) -> Remembered:
+    """The first 4 of each that are not the row itself."""
+    neighbours = np.full((len(rows), NEIGHBOURHOOD), NONE, np.int64)
+    cosines = np.full((len(rows), NEIGHBOURHOOD), -np.inf, np.float32)
+    for n, (row, found) in enumerate(zip(rows.tolist(), near, strict=True)):
         # With many exact duplicates a row may not be among its own nearest: then the first
         # four are as near as itself, and the fifth is what is one too many.
-        around = found.cosines[found.positions != position][:NEIGHBOURHOOD]
-        known[exact, int(position)] = float(around.mean()) if len(around) else float("nan")
-    return np.array([known[exact, int(p)] for p in positions], np.float32)
+        others = np.flatnonzero(found.positions != row)
+        best = others[np.argsort(-found.cosines[others], kind="stable")[:NEIGHBOURHOOD]]
+        neighbours[n, : len(best)] = found.positions[best]
+        cosines[n, : len(best)] = found.cosines[best]
+    return Remembered(neighbours, cosines, np.full(len(rows), len(snapshot.rids)), exact)

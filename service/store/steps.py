@@ -13,6 +13,7 @@ STEPS = frozenset(
         "write: begun",
         "write: rows deleted",
         "write: rows inserted",
+        "write: prepared",
         "write: committed",
         "write: published",
         "compaction: begun",

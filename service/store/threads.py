@@ -9,10 +9,17 @@ that scans, at each scan, and the sum over all scans at one time stays within th
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
+from typing import TypeVar
 
 import faiss
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+T = TypeVar("T")
 
 
 class ThreadBudget:
@@ -24,6 +31,8 @@ class ThreadBudget:
         self.total = total
         self._free = total
         self._freed = threading.Condition()
+        self._helpers = ThreadPoolExecutor(total, thread_name_prefix="scan")
+        _matrix_products_take_one_thread()
 
     @contextmanager
     def take(self, wanted: int) -> Iterator[int]:
@@ -42,3 +51,24 @@ class ThreadBudget:
             with self._freed:
                 self._free += taken
                 self._freed.notify(taken)
+
+    def run(self, threads: int, work: Callable[[], T]) -> list[T]:
+        """Do `work` in so many threads at once, this one among them; what each returned.
+
+        threads: what `take` gave.
+        """
+        helpers = [self._helpers.submit(work) for _ in range(threads - 1)]
+        return [work(), *(helper.result() for helper in helpers)]
+
+
+@cache
+def _matrix_products_take_one_thread() -> None:
+    """numpy's products run in the thread that asks for them, so that a budget can count threads.
+
+    By itself each takes all cores. FAISS's own library for products is left as it is.
+    """
+    where = str(np.__path__[0])
+    controller = ThreadpoolController()
+    for library in controller.lib_controllers:
+        if library.user_api == "blas" and library.filepath.startswith(where):
+            library.set_num_threads(1)

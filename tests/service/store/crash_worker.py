@@ -1,7 +1,8 @@
 """The process that `test_crash` kills: it writes, and says on stdout what was acknowledged.
 
-    python -m tests.service.store.crash_worker ROOT documents|collections ROUND
+    python -m tests.service.store.crash_worker ROOT documents|collections|together ROUND
     python -m tests.service.store.crash_worker ROOT steps
+    python -m tests.service.store.crash_worker ROOT acts ROUND [FAULT]
     python -m tests.service.store.crash_worker ROOT full BYTES
 
 A document's vector follows from its text, so that whoever finds it can tell whether they belong
@@ -14,17 +15,20 @@ import os
 import random
 import resource
 import signal
+import sqlite3
+import stat
 import sys
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from mexma.errors import StoreFailed
-from service.store import approximate, caretaker, index, pair, planner, steps
+from service.store import approximate, caretaker, database, index, pair, planner, steps
 from service.store.local import LocalStore
 from service.store.pair import Embedded
 from service.store.protocol import Document, Query
@@ -157,6 +161,30 @@ def serve(root: Path) -> None:
         os.write(1, f"{'killed' if killed else ended}\n".encode())
 
 
+def disturb(fault: str) -> None:
+    """Leave out something that makes writes durable, so that a test can be seen to notice."""
+    fsync = os.fsync
+
+    def unless(unwanted: Callable[[int], bool]) -> None:
+        os.fsync = lambda fd: None if unwanted(os.fstat(fd).st_mode) else fsync(fd)
+
+    if fault == "databases not synced":
+        connect = database._connect
+
+        def careless(path: Path, mode: str) -> sqlite3.Connection:
+            connection = connect(path, mode)
+            connection.execute("PRAGMA synchronous = OFF")
+            return connection
+
+        database._connect = careless
+    elif fault == "directories not synced":
+        unless(stat.S_ISDIR)
+    elif fault == "files not synced":
+        unless(stat.S_ISREG)
+    else:
+        raise ValueError(fault)
+
+
 def fill_until_full(root: Path, limit_bytes: int) -> None:
     """Write, build and back up under a limit on the size of files; say what was acknowledged."""
     make_everything_small()
@@ -194,9 +222,28 @@ def make_everything_small() -> None:
     pair.HELD_ROWS = 1_000
 
 
+def write_together(store: LocalStore, round_: int) -> None:
+    """Eight callers at once, whose writes share commits; each says what was acknowledged to it."""
+
+    def write(caller: int) -> None:
+        for n in range(10**9):
+            texts = [f"{caller} wrote {n} in round {round_}"] * 5
+            documents = [
+                Document(f"c{caller}d{i}", t, "en", {"text": t}) for i, t in enumerate(texts)
+            ]
+            store.upsert("c", documents, np.array([vector_of(t) for t in texts]), PRINT)
+            os.write(1, f"{caller} {n}\n".encode())
+
+    store.create("c", DIM, PRINT)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+
+
 def main(root: Path, what: str, round_: int) -> None:
     store = LocalStore(root, threads=1)
     print("open", flush=True)
+    if what == "together":
+        write_together(store, round_)
     if what == "documents":
         store.create("c", DIM, PRINT)
         for n, (put, gone) in enumerate(writes(round_)):
@@ -216,7 +263,13 @@ def main(root: Path, what: str, round_: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[2] == "full":
+    if sys.argv[2] == "acts":
+        make_everything_small()
+        for fault in sys.argv[4:]:
+            disturb(fault)
+        act(Path(sys.argv[1]), int(sys.argv[3]))
+        os._exit(0)  # as a kill: nothing is tidied up
+    elif sys.argv[2] == "full":
         fill_until_full(Path(sys.argv[1]), int(sys.argv[3]))
     elif sys.argv[2] == "steps":
         serve(Path(sys.argv[1]))

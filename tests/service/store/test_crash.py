@@ -64,6 +64,30 @@ def test_acknowledged_documents_survive_whole(tmp_path):
     assert state
 
 
+def test_writes_that_share_a_commit_survive_each_as_a_whole(tmp_path):
+    choose, last = random.Random(13), {}
+    for round_ in range(6):
+        said = killed_after(choose.randint(20, 200), tmp_path, "together", round_)
+        acknowledged = dict.fromkeys(range(8), -1)
+        for line in said:
+            caller, n = map(int, line.split())
+            acknowledged[caller] = n
+        store = LocalStore(tmp_path, threads=1)
+        for caller, n in acknowledged.items():
+            if n < 0 and caller not in last:
+                continue  # killed before its first answer
+            found = [store.get("c", f"c{caller}d{i}").text for i in range(5)]
+            assert len(set(found)) == 1, "a write happened whole or not at all"
+            before = f"{caller} wrote {n} in round {round_}" if n >= 0 else last.get(caller)
+            assert found[0] in (before, f"{caller} wrote {n + 1} in round {round_}")
+            last[caller] = found[0]
+            [[hit, *_]] = store.search("c", vector_of(found[0])[None], Query(k=5), PRINT)
+            assert hit.text == found[0]
+        assert len(last) > 1, "several shared a store"
+        assert store.describe("c").count % 5 == 0
+        store.close()
+
+
 def test_collections_are_created_and_dropped_whole(tmp_path):
     choose = random.Random(12)
     for round_ in range(4):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mexma.errors import InputError
@@ -109,6 +109,8 @@ CONDITIONS = st.recursive(
 )
 
 
+# A busy machine is no failure.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(DOCUMENTS, max_size=4), DOCUMENTS, st.lists(CONDITIONS, min_size=1, max_size=5))
 def test_columns_answer_what_reading_each_document_answers(writes, failed, conditions):
     """Also after a write that failed, for a state from before later writes, and compacted."""
