@@ -39,7 +39,9 @@ def make_client(tmp_path: Path, detector: LanguageDetector) -> Iterator[MakeClie
             store: Store | None = None,
             **settings: Any,
         ) -> TestClient:
-            chosen = Settings(**{"demo": False, "data_dir": tmp_path / "data", **settings})
+            chosen = Settings(
+                **{"demo": False, "canary_every_s": 0, "data_dir": tmp_path / "data", **settings}
+            )
             store = store or LocalStore(chosen.data_dir)
             app = create_app(
                 chosen,

@@ -70,7 +70,9 @@ class Guarded:
         write_keys(self.file, self.kept)
         self.now = 1000.0
         self.keys = KeyFile(self.file, clock=lambda: self.now)
-        chosen = Settings(**{"demo": False, "data_dir": folder / "data", **settings})
+        chosen = Settings(
+            **{"demo": False, "canary_every_s": 0, "data_dir": folder / "data", **settings}
+        )
         self.audit = folder / "audit.log"
         app = create_app(
             chosen,
