@@ -200,6 +200,13 @@ class Settings(BaseSettings):
         "than at the start turns /health/ready off until one is right, and an engine that hangs or errs "
         "so is started anew. 0 sends none: ready then looks at the last batch only.",
     )
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds between SIGTERM, which turns /health/ready off, and the refusal of new "
+        "connections; as long as load balancers take to notice. Accepted requests have 30 s after that. "
+        "Whatever stops the process must wait for both.",
+    )
     auto_truncate: bool = Field(
         True,
         description="What happens to texts longer than the model's limit when the request does "
