@@ -279,6 +279,18 @@ def test_a_key_ends_when_it_expires(tmp_path):
     assert keys.find(given) is None
 
 
+def test_a_clock_that_jumps_neither_locks_out_nor_lets_in(guarded):
+    for jump in (-86_400.0, 10 * 86_400.0, -1e9, 2e9):
+        guarded.now += jump
+        assert guarded.ask("GET", "/v1/models", "read").status_code == 200
+        write_keys(guarded.file, guarded.kept[1:])  # no key of role metrics
+        guarded.now += 2
+        assert guarded.ask("GET", "/metrics", "metrics").status_code == 401
+        write_keys(guarded.file, guarded.kept)
+        guarded.now -= 3600
+        assert guarded.ask("GET", "/metrics", "metrics").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
