@@ -421,6 +421,16 @@ def test_a_quota_holds_on_every_way_to_the_engine(make_guarded, path):
     assert int(refused.headers["retry-after-ms"]) > 0
 
 
+def test_a_quota_holds_for_a_client_whose_headers_say_nothing(make_guarded):
+    """The service's own work is free; who looks like it is not."""
+    guarded = make_guarded(tokens_per_minute=100, client_header="x-client")
+    for lane, role in ((None, "read"), ("interactive", "write"), ("bulk", "admin")):
+        headers = {"x-lane": lane} if lane else {}
+        asked = {"json": {"input": ["x" * 62] * 2}, "headers": headers}
+        assert guarded.ask("POST", "/v1/embeddings", role, **asked).status_code == 200
+        assert guarded.ask("POST", "/v1/embeddings", role, **asked).status_code == 429
+
+
 def test_what_the_queue_refuses_is_not_charged(make_guarded):
     guarded = make_guarded(tokens_per_minute=6000, max_queue_tokens=10)
     guarded.encoder.gate.clear()
