@@ -36,16 +36,22 @@ TimeoutHeader = Annotated[
 @dataclass(frozen=True, slots=True)
 class Caller:
     """client: between whom the engine is shared evenly. lane: None means by size. timeout_s:
-    None means the service's. pays: with the tokens of its quota, if it has one."""
+    None means the service's."""
 
     client: bytes = b""
     lane: Lane | None = None
     timeout_s: float | None = None
-    pays: bool = True
 
 
-INTERNAL = Caller(pays=False)
-INTERNAL_BULK = Caller(lane="bulk", pays=False)
+INTERNAL = Caller()
+INTERNAL_BULK = Caller(lane="bulk")
+INTERNAL_AT_ONCE = Caller(lane="interactive")
+OURS = (INTERNAL, INTERNAL_BULK, INTERNAL_AT_ONCE)
+
+
+def is_ours(caller: Caller) -> bool:
+    """Whether it is the service itself; a client whose headers say nothing looks the same."""
+    return any(caller is one for one in OURS)
 
 
 def caller_of(
