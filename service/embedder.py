@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,15 +19,16 @@ from mexma.encoder import Encoder
 from mexma.errors import DeadlineExceeded, EngineError, InputError, TooManyItems
 from mexma.text import Side, Tokens
 from service import quotas, tracing
-from service.batcher import Batcher
+from service.batcher import Batcher, Job
 from service.cache import VectorCache
-from service.caller import INTERNAL, INTERNAL_BULK, Caller
+from service.caller import INTERNAL, Caller, is_ours
 from service.lanes import Lane
 from service.language_meter import LanguageMeter
 from service.metrics import Metrics
 from service.settings import Settings
 
 T = TypeVar("T")
+Submit = Callable[..., Awaitable[Job]]
 
 # Tokenising this many characters takes about 50 microseconds, less than a hop to a thread.
 INLINE_CHARACTERS = 200
@@ -56,8 +57,17 @@ class Embedded:
 class Embedder:
     """An encoder behind its batcher, with the request limits."""
 
-    def __init__(self, encoder: Encoder, settings: Settings, metrics: Metrics):
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        submit: Submit | None = None,
+    ):
+        """submit: takes the batcher's place where the engine is in another process."""
         self.encoder = encoder
+        self._submit = submit
         self.settings = settings
         self.metrics = metrics
         self.batcher = Batcher(
@@ -102,7 +112,7 @@ class Embedder:
             partial=partial,
             caller=caller,
         )
-        if self.language_meter is not None:
+        if self.language_meter is not None and not is_ours(caller):
             self.language_meter.observe(texts, embedded.tokens)
         return embedded
 
@@ -160,9 +170,9 @@ class Embedder:
                     )
                 tokenize_s = time.monotonic() - started
                 sequences = [t.ids for t in tokens if t is not None]
-                internal = caller in (INTERNAL, INTERNAL_BULK)
+                internal = is_ours(caller)
                 with quotas.spending(0 if internal else sum(map(len, sequences))):
-                    job = await self.batcher.submit(
+                    job = await (self._submit or self.batcher.submit)(
                         sequences,
                         lane=caller.lane or self._lane(sequences),
                         client=caller.client,

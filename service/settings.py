@@ -146,6 +146,15 @@ class Settings(BaseSettings):
         "request that finds the queue empty is taken, however large. Larger hides overload as "
         "latency, smaller refuses bursts that would have been served in time.",
     )
+    http_workers: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Processes that speak HTTP and tokenise, beside one that has the engine and the "
+        "collections; 0 does all of it in one process. One process answers some thousand single "
+        "sentences a second, which keeps a CPU's engine busy and not a GPU's: there take as many as "
+        "bring more, up to the cores that are free. Each needs about 100 MB.",
+    )
     interactive_tokens: int = Field(
         256,
         ge=0,
@@ -207,6 +216,13 @@ class Settings(BaseSettings):
         description="Seconds between test sentences: one that fails, is late (5 s) or gives another vector "
         "than at the start turns /health/ready off until one is right, and an engine that hangs or errs "
         "so is started anew. 0 sends none: ready then looks at the last batch only.",
+    )
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds between SIGTERM, which turns /health/ready off, and the refusal of new "
+        "connections; as long as load balancers take to notice. Accepted requests have 30 s after that. "
+        "Whatever stops the process must wait for both.",
     )
     auto_truncate: bool = Field(
         True,
