@@ -25,7 +25,7 @@ def settings_page() -> str:
     ]
     for name, field in Settings.model_fields.items():
         default = "models/default" if field.default == DEFAULT_MODEL else str(field.default)
-        default = default or "(empty)"
+        default = "(empty)" if default in ("", "()") else default
         lines += ["", f"## `MEXMA_{name.upper()}`", "", f"Default: `{default}`", ""]
         lines += [str(field.description)]
     return "\n".join(lines) + "\n"

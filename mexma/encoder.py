@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +56,14 @@ class OnnxEncoder:
         except ValueError as error:
             raise ArtifactError(f"{path}: {error}") from None
         self.session = Session(artifact, device=device, threads=threads)
+        self._reload = partial(Session, artifact, device=device, threads=threads)
+
+    def renew(self) -> None:
+        """Load the model into a new session; a call that hangs in the old one keeps that alone.
+
+        Raises as the constructor does, and goes on with the old session then.
+        """
+        self.session = self._reload()
 
     @property
     def fingerprint(self) -> str:

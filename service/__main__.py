@@ -24,6 +24,7 @@ from service import logs
 from service.access import Guard
 from service.app import create_app
 from service.audit import Audit
+from service.draining import DrainingServer
 from service.keys import KeyFile
 from service.settings import Settings
 from service.store.local import LocalStore
@@ -117,7 +118,7 @@ def serve(settings: Settings) -> None:
         server_header=False,
         **_tls(settings),
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    DrainingServer(config, delay_s=settings.drain_delay_s).run(sockets=[listener])
 
 
 def _store(settings: Settings, threads: int) -> tuple[Store, str]:

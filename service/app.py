@@ -51,6 +51,7 @@ from service.state import State
 from service.store.migrations import Migrating
 from service.store.protocol import Store
 from service.tracing import TracedStore, Tracing
+from service.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -181,15 +182,33 @@ async def _lifespan(state: State, tracing: Tracing | None) -> AsyncIterator[None
     try:
         yield
     finally:
-        starting.cancel()
-        with suppress(asyncio.CancelledError):
-            await starting
+        for task in (starting, *state.tasks):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         if state.migrator is not None:
             await state.migrator.stop()
         await state.encoders.stop()
         await asyncio.to_thread(state.store.close)
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
+
+
+async def _set_watchdogs(state: State) -> None:
+    settings = state.settings
+    if not settings.canary_every_s:
+        return
+    for embedder in state.encoders:
+        watchdog = Watchdog(
+            embedder,
+            state.metrics,
+            every_s=settings.canary_every_s,
+            deadline_s=health.CANARY_TIMEOUT_S,
+            stuck_s=settings.engine_timeout_s,
+        )
+        await watchdog.look()
+        state.watchdogs.append(watchdog)
+        state.tasks.add(asyncio.create_task(watchdog.run(), name="watchdog"))
 
 
 async def _start(state: State) -> None:
@@ -212,6 +231,7 @@ async def _start(state: State) -> None:
         return
     if state.migrator is not None and state.settings.collections:
         state.migrator.start()
+    await _set_watchdogs(state)
     state.starting = None
     for embedder in state.encoders:
         encoder = embedder.encoder

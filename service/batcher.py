@@ -113,6 +113,8 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._worker: threading.Thread | None = None
         self._running_since: float | None = None
+        self._owed: list[Entry] = []  # what the engine's thread has taken and not reported
+        self._generation = 0  # of the engine's thread; older ones have been given up
         self._alone_tokens = 32.0  # of an interactive request, on average
         self.cost = BatchCost()
         self.last_failure: str | None = None
@@ -142,8 +144,27 @@ class Batcher:
     def start(self) -> None:
         """Begin taking batches, for callers on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._spawn()
+
+    def _spawn(self) -> None:
+        self._worker = threading.Thread(
+            target=self._work, args=(self._generation,), name="engine", daemon=True
+        )
         self._worker.start()
+
+    def restart(self) -> None:
+        """Give up what is running, which hangs, and go on with a thread of its own.
+
+        Its callers get an EngineError; what waits is run. The hanging thread ends when the
+        engine returns, and what it brings is dropped.
+        """
+        with self._arrived:
+            self._generation += 1
+            given_up, self._owed = self._owed, []
+            self._running_since = None
+            self._arrived.notify_all()
+        self._spawn()
+        self._fail(given_up, EngineError("the engine hung on this batch and was started anew"))
 
     async def stop(self) -> None:
         """Stop taking batches; whoever still waits gets an EngineError."""
@@ -162,15 +183,16 @@ class Batcher:
         lane: Lane = "interactive",
         client: Hashable = None,
         deadline: float | None = None,
+        fresh: bool = False,
     ) -> Job:
         """Run `sequences` and return the finished job.
 
         client: between whom the engine is shared evenly. deadline: a time of the clock after
         which what still waits is not run. Raises Overloaded when the queue is full, and
         DeadlineExceeded. Failures of single sequences are in `Job.errors`, not raised. If the
-        caller is cancelled, its sequences leave the queue.
+        caller is cancelled, its sequences leave the queue. fresh: not from the cache.
         """
-        job = self.enqueue(sequences, lane=lane, client=client, deadline=deadline)
+        job = self.enqueue(sequences, lane=lane, client=client, deadline=deadline, fresh=fresh)
         try:
             if job.remaining:
                 await job.future
@@ -186,6 +208,7 @@ class Batcher:
         lane: Lane = "interactive",
         client: Hashable = None,
         deadline: float | None = None,
+        fresh: bool = False,
     ) -> Job:
         """As `submit`, without waiting: `Job.future` says when the job is finished."""
         if self._loop is None:
@@ -194,7 +217,7 @@ class Batcher:
         job = Job(
             len(sequences), self._loop.create_future(), now, deadline, remaining=len(sequences)
         )
-        wanted = self._from_cache(job, sequences)
+        wanted = range(len(sequences)) if fresh else self._from_cache(job, sequences)
         joined = 0
         with self._arrived:
             tokens = sum(len(sequences[i]) for i in wanted)
@@ -255,24 +278,30 @@ class Batcher:
 
     # The engine's thread
 
-    def _work(self) -> None:
-        while (batch := self._next_batch()) is not None:
+    def _work(self, generation: int) -> None:
+        while (batch := self._next_batch(generation)) is not None:
             if not batch:
                 continue
-            outcome = self._attempt(batch)
+            outcome = self._attempt(batch, batch, generation)
+            if outcome is None:
+                return
             self._report(outcome)
             if outcome.error is not None and len(batch) > 1:
                 # find the guilty by running each sequence alone
-                for entry in batch:
+                for i, entry in enumerate(batch):
                     if entry.receivers and not self._stopping:
-                        self._report(self._attempt([entry]))
+                        alone = self._attempt([entry], batch[i:], generation)
+                        if alone is None:
+                            return
+                        self._report(alone)
 
-    def _next_batch(self) -> list[Entry] | None:
-        """Wait for work; None when the batcher stops, empty when all of it was too late."""
+    def _next_batch(self, generation: int) -> list[Entry] | None:
+        """Wait for work; None when the batcher stops or this thread has been given up, empty when
+        all of it was too late."""
         with self._arrived:
-            while not self._lanes.items and not self._stopping:
+            while not self._lanes.items and not self._stopping and generation == self._generation:
                 self._arrived.wait()
-            if self._stopping:
+            if self._stopping or generation != self._generation:
                 return None
             now = self._clock()
             batch = self._lanes.take(now, quantum=self._quantum())
@@ -289,8 +318,22 @@ class Batcher:
         """Tokens of a batch that takes PATIENCE times as long as an interactive request alone."""
         return self.cost.tokens_within(PATIENCE * self.cost.seconds(self._alone_tokens))
 
-    def _attempt(self, batch: list[Entry]) -> _Outcome:
-        self._running_since = started = self._clock()
+    def _attempt(self, batch: list[Entry], owed: list[Entry], generation: int) -> _Outcome | None:
+        """Run `batch`; None when this thread has been given up meanwhile. owed: the entries that
+        somebody waits for until this thread has reported on them."""
+        started = self._clock()
+        with self._arrived:
+            if generation != self._generation:
+                return None
+            self._running_since, self._owed = started, owed
+        outcome = self._outcome(batch, started)
+        with self._arrived:
+            if generation != self._generation:
+                return None
+            self._running_since, self._owed = None, []
+        return outcome
+
+    def _outcome(self, batch: list[Entry], started: float) -> _Outcome:
         try:
             vectors = self._run([entry.ids for entry in batch])
             seconds = self._clock() - started
@@ -299,8 +342,6 @@ class Batcher:
             return _Outcome(batch, started, seconds, vectors)
         except Exception as error:  # noqa: BLE001 - whatever the engine raises, the next batch runs
             return _Outcome(batch, started, self._clock() - started, error=error)
-        finally:
-            self._running_since = None
 
     def _report(self, outcome: _Outcome) -> None:
         if outcome.vectors is not None:

@@ -45,6 +45,13 @@ class Caller:
 
 INTERNAL = Caller()
 INTERNAL_BULK = Caller(lane="bulk")
+INTERNAL_AT_ONCE = Caller(lane="interactive")
+OURS = (INTERNAL, INTERNAL_BULK, INTERNAL_AT_ONCE)
+
+
+def is_ours(caller: Caller) -> bool:
+    """Whether it is the service itself; a client whose headers say nothing looks the same."""
+    return any(caller is one for one in OURS)
 
 
 def caller_of(

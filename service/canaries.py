@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from mexma.errors import CanaryMismatch, StoreError
-from service.caller import Caller
+from service.caller import INTERNAL_AT_ONCE
 from service.embedder import Embedder
 from service.encoders import Encoders
-from service.store.protocol import CollectionInfo, Selection, Store, Vectors
+from service.store.protocol import CollectionInfo, KeepsCanaries, Selection, Store, Vectors
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +39,6 @@ SENTENCES = (
 BOUND = 0.9999
 """Least cosine: what batching is held to, so what may differ without anything being wrong."""
 DOCUMENTS = 8
-AT_ONCE = Caller(lane="interactive")
-
-
-@runtime_checkable
-class KeepsCanaries(Protocol):
-    """A store that keeps vectors of the sentences with each collection."""
-
-    def create(
-        self, name: str, dim: int, fingerprint: str, canaries: Vectors | None = None
-    ) -> CollectionInfo: ...
-
-    def canaries(self, name: str) -> Vectors | None:
-        """float32 `[n, dim]` as they were given; None where there are none."""
-        ...
 
 
 class Canaries:
@@ -71,7 +56,9 @@ class Canaries:
         fingerprint, most = embedder.encoder.fingerprint, embedder.settings.max_request_items
         if fingerprint not in self._vectors:
             parts = [SENTENCES[i : i + most] for i in range(0, len(SENTENCES), most)]
-            embedded = [await embedder.embed(p, truncate=True, caller=AT_ONCE) for p in parts]
+            embedded = [
+                await embedder.embed(p, truncate=True, caller=INTERNAL_AT_ONCE) for p in parts
+            ]
             self._vectors[fingerprint] = np.vstack([one.vectors for one in embedded])
         return self._vectors[fingerprint]
 
@@ -133,7 +120,7 @@ class Canaries:
             return 1.0
         worst = 1.0
         for document, vector in zip(page.documents, page.vectors, strict=True):
-            now = await embedder.embed([document.text], truncate=True, caller=AT_ONCE)
+            now = await embedder.embed([document.text], truncate=True, caller=INTERNAL_AT_ONCE)
             worst = min(worst, lowest_cosine(vector[None], now.vectors))
         return worst
 

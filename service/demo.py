@@ -43,7 +43,7 @@ async def offer_demo(state: State) -> None:
             return
         if (owner := state.encoders.get(found.fingerprint)) is not None:
             embedder, fingerprint = owner, found.fingerprint
-        if found.fingerprint != fingerprint:
+        if found.fingerprint != fingerprint or state.canaries.is_off(NAME):
             log.info("the demo was embedded by another encoder and is made again")
             await asyncio.to_thread(store.drop, NAME)
             state.canaries.forget(NAME)

@@ -21,7 +21,7 @@ from mexma.text import Side, Tokens
 from service import quotas, tracing
 from service.batcher import Batcher
 from service.cache import VectorCache
-from service.caller import INTERNAL, INTERNAL_BULK, Caller
+from service.caller import INTERNAL, Caller, is_ours
 from service.lanes import Lane
 from service.language_meter import LanguageMeter
 from service.metrics import Metrics
@@ -102,7 +102,7 @@ class Embedder:
             partial=partial,
             caller=caller,
         )
-        if self.language_meter is not None:
+        if self.language_meter is not None and not is_ours(caller):
             self.language_meter.observe(texts, embedded.tokens)
         return embedded
 
@@ -160,7 +160,7 @@ class Embedder:
                     )
                 tokenize_s = time.monotonic() - started
                 sequences = [t.ids for t in tokens if t is not None]
-                internal = caller in (INTERNAL, INTERNAL_BULK)
+                internal = is_ours(caller)
                 with quotas.spending(0 if internal else sum(map(len, sequences))):
                     job = await self.batcher.submit(
                         sequences,

@@ -99,6 +99,12 @@ class Metrics:
         self.batch_seconds = Histogram(
             "mexma_batch_seconds", "Time of a batch on the engine", buckets=SECONDS, registry=r
         )
+        self.engine_restarts = Counter(
+            "mexma_engine_restarts",
+            "Times that the watchdog started the engine anew: engine_stuck, engine_wrong",
+            ["reason"],
+            registry=r,
+        )
         self.spared_items = Counter(
             "mexma_spared_items",
             "Texts whose vector was in the cache, or being computed for another request already",

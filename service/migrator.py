@@ -29,7 +29,7 @@ from mexma.errors import (
     Overloaded,
     StoreError,
 )
-from service.caller import INTERNAL_BULK, Caller
+from service.caller import INTERNAL_AT_ONCE, INTERNAL_BULK
 from service.embedder import Embedded, Embedder
 from service.encoders import Encoders
 from service.store.database import Row
@@ -47,7 +47,6 @@ LOOK_AGAIN_S = 0.25
 RETRY_S = 1.0
 TRIES = 3
 RATE_WINDOW_S = 30.0
-AT_ONCE = Caller(lane="interactive")
 
 
 class Migrator:
@@ -111,7 +110,9 @@ class Migrator:
         vectors = np.zeros((len(texts), embedder.encoder.manifest.dim), np.float32)
         for start in range(0, len(texts), rows):
             part = texts[start : start + rows]
-            embedded = await embedder.embed(part, truncate=True, partial=True, caller=AT_ONCE)
+            embedded = await embedder.embed(
+                part, truncate=True, partial=True, caller=INTERNAL_AT_ONCE
+            )
             vectors[start : start + len(part)] = embedded.vectors
             for item, error in embedded.errors.items():
                 if not _is_the_texts_fault(error):

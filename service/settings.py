@@ -193,6 +193,20 @@ class Settings(BaseSettings):
         description="A batch that runs longer than this means that the engine is stuck: "
         "/health/ready turns off. Well above the time of the largest batch on a busy machine.",
     )
+    canary_every_s: float = Field(
+        10.0,
+        ge=0,
+        description="Seconds between test sentences: one that fails, is late (5 s) or gives another vector "
+        "than at the start turns /health/ready off until one is right, and an engine that hangs or errs "
+        "so is started anew. 0 sends none: ready then looks at the last batch only.",
+    )
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds between SIGTERM, which turns /health/ready off, and the refusal of new "
+        "connections; as long as load balancers take to notice. Accepted requests have 30 s after that. "
+        "Whatever stops the process must wait for both.",
+    )
     auto_truncate: bool = Field(
         True,
         description="What happens to texts longer than the model's limit when the request does "

@@ -12,6 +12,7 @@ from service.metrics import Metrics
 from service.migrator import Migrator
 from service.settings import Settings
 from service.store.protocol import Store
+from service.watchdog import Watchdog
 
 
 @dataclass
@@ -28,4 +29,5 @@ class State:
     canaries: Canaries
     migrator: Migrator | None = None
     starting: str | None = None
+    watchdogs: list[Watchdog] = field(default_factory=list)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)

@@ -40,8 +40,8 @@ class FakeEncoder:
     """Vectors from a hash of the tokens.
 
     broken: every batch raises. poison: a sequence holding this token id makes its whole batch
-    raise. gate: cleared, it holds every batch until it is set. batches: the lengths in each
-    batch that was run.
+    raise. gate: cleared, it holds every batch until it is set. wrong: vectors are others'.
+    renewed: how often the model was loaded again. batches: the lengths in each batch that was run.
     """
 
     def __init__(self, *, dim: int = 16, max_tokens: int = 64, name: str = "fake"):
@@ -57,6 +57,8 @@ class FakeEncoder:
         self.not_finite: int | None = None
         self.gate = threading.Event()
         self.gate.set()
+        self.wrong = False
+        self.renewed = 0
         self.batches: list[list[int]] = []
 
     @property
@@ -71,9 +73,16 @@ class FakeEncoder:
         if self.poison is not None and any(self.poison in s for s in sequences):
             raise RuntimeError("poisoned")
         vectors = np.stack([vector_of(s, self.manifest.dim) for s in sequences])
+        if self.wrong:
+            vectors = -vectors
         if self.not_finite is not None:
             vectors[[self.not_finite in s for s in sequences]] = np.nan
         return vectors
+
+    def renew(self) -> None:
+        """A new session computes what it should."""
+        self.renewed += 1
+        self.wrong = False
 
     def vector(self, text: str) -> NDArray[np.float32]:
         """What the service must answer for `text`."""

@@ -39,8 +39,8 @@ def router(state: State) -> APIRouter:
     async def ready(response: Response) -> Ready:
         """Whether to send traffic: started, the engine is not stuck, and its last batch worked.
 
-        After a failed batch the probe runs a sentence of its own, so that the service comes
-        back without waiting for a client to try.
+        A test sentence now and then finds out what no client has tried. After a failed batch the
+        probe runs one itself, so that the service comes back without waiting for either.
         """
         reason, detail = await _why_not(state)
         state.metrics.ready.set(reason is None)
@@ -108,6 +108,9 @@ async def _why_not(state: State) -> tuple[str | None, str | None]:
         return state.starting, STARTING.get(state.starting, "the service is starting")
     if off := state.canaries.off():
         return "canary_mismatch", "; ".join(off.values())
+    for watchdog in state.watchdogs:
+        if watchdog.problem is not None:
+            return watchdog.problem
     for embedder in state.encoders:
         reason, detail = await _why_not_engine(embedder, state.settings.engine_timeout_s)
         if reason is not None:
@@ -128,7 +131,7 @@ async def _why_not_engine(embedder: Embedder, limit_s: float) -> tuple[str | Non
         canary = embedder.encoder.tokenizer.encode(["ready?"])[0].ids
         try:
             async with asyncio.timeout(CANARY_TIMEOUT_S):
-                job = await batcher.submit([canary])
+                job = await batcher.submit([canary], fresh=True)
         except TimeoutError:
             return "engine_slow", f"a test sentence took longer than {CANARY_TIMEOUT_S:g} s"
         if job.errors:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mexma.errors import StoreError
-from service.store.protocol import Document, Selection, Store, Vectors
+from service.store.protocol import Document, KeepsCanaries, Selection, Store, Vectors
 
 ROWS = 1_000
 
@@ -24,7 +24,10 @@ def copy_collection(source: Store, target: Store, name: str, progress: Progress)
     Returns how many were copied; what the target has beside them stays.
     """
     info = source.describe(name)
-    target.create(name, info.dim, info.fingerprint)
+    if isinstance(target, KeepsCanaries) and isinstance(source, KeepsCanaries):
+        target.create(name, info.dim, info.fingerprint, source.canaries(name))
+    else:
+        target.create(name, info.dim, info.fingerprint)
     copied = 0
     for documents, vectors in _pages(source, name):
         target.upsert(name, documents, vectors, info.fingerprint)

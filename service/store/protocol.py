@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -347,4 +347,18 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Release everything. What was written stays; the store cannot be used afterwards."""
+        ...
+
+
+@runtime_checkable
+class KeepsCanaries(Protocol):
+    """A store that keeps, with each collection, vectors of fixed sentences by which its encoder
+    can be recognised; service/canaries.py has the sentences."""
+
+    def create(
+        self, name: str, dim: int, fingerprint: str, canaries: Vectors | None = None
+    ) -> CollectionInfo: ...
+
+    def canaries(self, name: str) -> Vectors | None:
+        """float32 `[n, dim]` as they were given; None where there are none."""
         ...

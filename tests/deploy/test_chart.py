@@ -150,8 +150,9 @@ def test_a_pod_is_confined_and_probed_and_has_time_to_end(resources):
         assert container[f"{probe}Probe"]["httpGet"]["path"] == f"/health/{path}"
         scheme = container[f"{probe}Probe"]["httpGet"]["scheme"]
         assert (scheme == "HTTPS") == ("MEXMA_TLS_CERT" in environment(resources))
-    (_, delay) = container["lifecycle"]["preStop"]["exec"]["command"]
-    assert spec["terminationGracePeriodSeconds"] > GRACE_S + int(delay)
+    delay = int(environment(resources)["MEXMA_DRAIN_DELAY_S"])
+    assert delay > 0
+    assert spec["terminationGracePeriodSeconds"] > GRACE_S + delay
     mounted = {m["name"] for m in container["volumeMounts"]}
     claims = resources.get("StatefulSet", {"spec": {}})["spec"].get("volumeClaimTemplates", [])
     offered = {v["name"] for v in spec["volumes"]} | {c["metadata"]["name"] for c in claims}

@@ -37,6 +37,7 @@ HEALTHY = {
     'mexma_queue_tokens{job="mexma",instance="a"}': "20000x180",
     'mexma_embedded_tokens_total{job="mexma",instance="a"}': "0+300000x180",
     'mexma_batches_total{job="mexma",instance="a",outcome="failed"}': "3x180",
+    'mexma_engine_restarts_total{job="mexma",instance="a",reason="engine_stuck"}': "1x180",
     'mexma_truncated_items_total{job="mexma",instance="a"}': "0+1x180",
     'mexma_embedded_items_total{job="mexma",instance="a"}': "0+100x180",
     'mexma_encoder_info{job="mexma",instance="a",fingerprint="f"}': "1x180",
@@ -64,6 +65,9 @@ FIRES: dict[str, dict[str, str]] = {
     "MexmaQueueLong": {'mexma_queue_tokens{job="mexma",instance="a"}': "60000x180"},
     "MexmaBatchesFail": {
         'mexma_batches_total{job="mexma",instance="a",outcome="failed"}': "0x115 1x64"
+    },
+    "MexmaEngineRestarted": {
+        'mexma_engine_restarts_total{job="mexma",instance="a",reason="engine_stuck"}': "1x100 2x79"
     },
     "MexmaTruncatesMuch": {'mexma_truncated_items_total{job="mexma",instance="a"}': "0+30x180"},
     "MexmaEncodersDiffer": {'mexma_encoder_info{job="mexma",instance="b",fingerprint="f"}': "_x180",

@@ -15,6 +15,7 @@ from service.app import create_app
 from service.languages import LanguageDetector
 from service.settings import Settings
 from service.store.local import LocalStore
+from service.store.protocol import Store
 from tests.fakes import FakeEncoder
 
 MakeClient = Callable[..., TestClient]
@@ -32,10 +33,16 @@ def make_client(tmp_path: Path, detector: LanguageDetector) -> Iterator[MakeClie
     with ExitStack() as stack:
 
         def make(
-            encoder: Encoder | None = None, *, further: Sequence[Encoder] = (), **settings: Any
+            encoder: Encoder | None = None,
+            *,
+            further: Sequence[Encoder] = (),
+            store: Store | None = None,
+            **settings: Any,
         ) -> TestClient:
-            chosen = Settings(**{"demo": False, "data_dir": tmp_path / "data", **settings})
-            store = LocalStore(chosen.data_dir)
+            chosen = Settings(
+                **{"demo": False, "canary_every_s": 0, "data_dir": tmp_path / "data", **settings}
+            )
+            store = store or LocalStore(chosen.data_dir)
             app = create_app(
                 chosen,
                 encoder=encoder or FakeEncoder(),

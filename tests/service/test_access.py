@@ -42,6 +42,12 @@ ROUTES: dict[tuple[str, str], str | None] = {
     ("GET", "/v1/collections/{name}/documents/{document_id}"): "read",
     ("DELETE", "/v1/collections/{name}/documents/{document_id}"): "write",
     ("POST", "/v1/collections/{name}/search"): "read",
+    ("GET", "/v1/collections/{name}/migration"): "read",
+    ("POST", "/v1/collections/{name}/migration"): "admin",
+    ("DELETE", "/v1/collections/{name}/migration"): "admin",
+    ("POST", "/v1/collections/{name}/migration/cut-over"): "admin",
+    ("POST", "/v1/collections/{name}/migration/rollback"): "admin",
+    ("POST", "/v1/collections/{name}/migration/retire"): "admin",
     ("GET", "/v1/collections/{name}/snapshots"): "read",
     ("POST", "/v1/collections/{name}/snapshots"): "admin",
     ("DELETE", "/v1/collections/{name}/snapshots/{snapshot_id}"): "admin",
@@ -64,7 +70,9 @@ class Guarded:
         write_keys(self.file, self.kept)
         self.now = 1000.0
         self.keys = KeyFile(self.file, clock=lambda: self.now)
-        chosen = Settings(**{"demo": False, "data_dir": folder / "data", **settings})
+        chosen = Settings(
+            **{"demo": False, "canary_every_s": 0, "data_dir": folder / "data", **settings}
+        )
         self.audit = folder / "audit.log"
         app = create_app(
             chosen,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from service import migrator
 from service.canaries import BOUND, SENTENCES
+from service.store.copying import copy_collection
 from service.store.database import Database, Header
+from service.store.local import LocalStore
 from tests.fakes import FakeEncoder
+
+from .store.reference import ReferenceStore
 
 TEXTS = ["I have two cats.", "Rain.", "Katzen"]
 
@@ -40,7 +45,7 @@ def restarted(make_client, tmp_path, monkeypatch):
     def start(encoder, **settings):
         for client in last:
             client.__exit__(None, None, None)
-        last[:] = [make_client(encoder, data_dir=tmp_path / "kept", **settings)]
+        last[:] = [make_client(encoder, **{"data_dir": tmp_path / "kept", **settings})]
         return last[0]
 
     return start
@@ -163,6 +168,43 @@ def test_a_collection_without_canaries_is_judged_by_its_documents(restarted, mon
     client = restarted(Drifted(0.9))
     assert client.get("/health/ready").json()["reason"] == "canary_mismatch"
     assert search(client).status_code == 503
+
+
+def test_a_store_that_keeps_none_is_judged_by_its_documents(make_client):
+    """Another kind of store, which outlives the service as a server's would."""
+    store = ReferenceStore()
+    fill(make_client(FakeEncoder(), store=store))
+    client = make_client(Drifted(0.9), store=store)
+    assert client.get("/health/ready").json()["reason"] == "canary_mismatch"
+    assert search(client).status_code == 503
+    refused = client.post("/v1/collections/cats/migration", json={"model": "fake"})
+    assert refused.status_code == 501
+
+
+def test_canaries_go_along_with_a_copy(restarted, tmp_path):
+    fill(restarted(FakeEncoder()))
+    restarted(FakeEncoder(), data_dir=tmp_path / "elsewhere")
+    with (
+        closing(LocalStore(tmp_path / "kept")) as source,
+        closing(LocalStore(tmp_path / "copy")) as target,
+    ):
+        copy_collection(source, target, "cats", lambda n: None)
+        np.testing.assert_array_equal(target.canaries("cats"), source.canaries("cats"))
+        assert source.canaries("cats").shape == (len(SENTENCES), 16)
+
+
+def test_the_demo_is_made_again(restarted):
+    """Its sentences are ours: nobody has to see to it before the service is ready."""
+
+    def ready(encoder) -> None:
+        client = restarted(encoder, demo=True)
+        while (said := client.get("/health/ready").json())["reason"] == "filling_demo":
+            pass
+        assert said["status"] == "ready"
+
+    ready(FakeEncoder())
+    ready(Drifted(0.9))
+    ready(Drifted(0.9))
 
 
 def test_the_bound_is_that_of_batching():

@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 
 from mexma.sample import tatoeba_sample
+from service import canaries
 from tests.fakes import FakeEncoder
 
 SENTENCES = tatoeba_sample()
@@ -44,7 +45,8 @@ def test_it_is_filled_at_the_first_start_and_kept_at_the_second(start):
     stop(first)
     encoder = FakeEncoder(max_tokens=512)
     assert demo(start(encoder)) == described
-    assert sum(map(len, encoder.batches)) == 1, "only the warm-up was embedded"
+    warm_up = 1 + len(canaries.SENTENCES)
+    assert sum(map(len, encoder.batches)) == warm_up, "nothing of the demo was embedded again"
 
 
 def test_another_encoder_makes_it_again(start):

@@ -230,6 +230,42 @@ def test_a_migration_whose_encoder_is_gone_waits_for_it(make_client, encoders, t
     check(third, old, texts)
 
 
+def test_requests_to_another_encoder_go_first_and_cannot_stop_it(client, encoders, monkeypatch):
+    """While the other engine is busy a batch waits, but no longer than it has to."""
+    old, new = encoders
+    texts = {str(i): f"text {i}" for i in range(100)}
+    put(client, texts)
+    monkeypatch.setattr(migrator, "GIVE_WAY_S", 600.0)
+    old.gate.clear()
+    asked = threading.Thread(
+        target=client.post, args=("/v1/embeddings",), kwargs={"json": {"input": "x"}}
+    )
+    ran = len(old.batches)
+    asked.start()
+    until(lambda: len(old.batches) > ran, "the request never ran")
+    before = len(new.batches)
+    call(client, model="new")
+    for _ in range(20):
+        assert look(client, sample=0)["embedded"] == 0
+    assert len(new.batches) == before
+    old.gate.set()
+    asked.join()
+    until_done(client)
+    # Busy without an end, it goes on at the pace of GIVE_WAY_S.
+    monkeypatch.setattr(migrator, "GIVE_WAY_S", 0.05)
+    put(client, {"late": "late"})
+    old.gate.clear()
+    asked = threading.Thread(
+        target=client.post, args=("/v1/embeddings",), kwargs={"json": {"input": "y"}}
+    )
+    asked.start()
+    until_done(client)
+    old.gate.set()
+    asked.join()
+    call(client, "cut-over")
+    check(client, new, texts | {"late": "late"})
+
+
 def test_writes_and_searches_through_changes_of_roles(client, encoders):
     """Four writers and two searchers, while somebody cuts over and back: no write is lost, no request
     fails, and every search is answered by the encoder it names."""

@@ -45,6 +45,8 @@ spec:
       env:
         - name: MEXMA_LOG_FORMAT
           value: json
+        - name: MEXMA_DRAIN_DELAY_S
+          value: {{ .Values.drain.delaySeconds | toString | quote }}
         {{- if and (eq .Values.mode "replicas") (not .Values.milvus.uri) }}
         - name: MEXMA_COLLECTIONS
           value: "false"
@@ -92,10 +94,6 @@ spec:
         periodSeconds: 10
         timeoutSeconds: 5
         failureThreshold: 6
-      lifecycle:
-        preStop:
-          exec:
-            command: ["sleep", {{ .Values.drain.delaySeconds | toString | quote }}]
       {{- $resources := deepCopy .Values.resources }}
       {{- if .Values.gpu.enabled }}
       {{- $limits := merge (dict "nvidia.com/gpu" .Values.gpu.count) ($resources.limits | default dict) }}

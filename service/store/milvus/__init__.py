@@ -3,6 +3,7 @@
     store.py         the Store: collections, writes, reads
     ranking.py       from a query to hits in order
     pages.py         rows in the order of writing, which Milvus does not know
+    tally.py         documents per language
     expressions.py   a Selection as a Milvus filter; no character of a caller's is in one
     terms.py         metadata as terms and bounds, which such filters ask for
     rows.py          what a collection is in Milvus: its names, fields, limits, and stamp

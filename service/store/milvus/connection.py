@@ -52,7 +52,7 @@ class Connection:
             import pymilvus  # noqa: PLC0415 - only where it was chosen
         except ImportError as e:
             raise InstallationError(
-                "a Milvus address is set and pymilvus is not installed: pip install 'mexma[milvus]'"
+                "a Milvus address is given and pymilvus is not installed: pip install -e '.[milvus]'"
             ) from e
         self._pymilvus: Any = pymilvus
         # It logs each refusal with a traceback; all of them reach the caller as our errors.

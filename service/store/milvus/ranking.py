@@ -8,7 +8,7 @@ each choice means is told in `protocol.Query`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from service.store.protocol import (
 SLACK = 8
 """Candidates fetched beyond k, so that near-ties at the border rarely need a second search."""
 RERANK_FACTOR, RERANK_AT_LEAST = 10, 100
-ANSWER_BYTES = 32 << 20
+ANSWER_BYTES = 8 << 20
 """Vectors that one answer of Milvus may bring; more queries are asked in parts."""
 SERVER_ROUNDING = 1e-6
 """How far a float32 cosine of the server's may be from ours, beside dim * 2^-24 of the sum."""
@@ -89,7 +89,9 @@ class Ranker:
         for excluded, members in rows.items():
             where = expression(query, excluded)
             matching = total if where == ALL else self._milvus.count(self._stamp, where)
-            size = max(1, ANSWER_BYTES // (4 * self._stamp.dim * min(_pool(query), 2_000)))
+            size = max(
+                1, ANSWER_BYTES // (4 * self._stamp.dim * min(_pool(query), connection.MAX_ROWS))
+            )
             for start in range(0, len(members), size):
                 part = members[start : start + size]
                 found = self._rank_under(units[part], query, where, matching, total)
@@ -175,29 +177,32 @@ class Ranker:
 
     def _candidates(
         self, units: Vectors, fetch: int, where: str
-    ) -> Iterable[tuple[list[dict[str, Any]], float]]:
+    ) -> Iterator[tuple[list[dict[str, Any]], float]]:
         """Per query up to `fetch` rows as Milvus sees them, and its cosine of the last."""
         vector = self._stamp.vector
+        for hits in self._searched(units, fetch, where, ["seq", vector]):
+            rows = [
+                {"key": h["key"], "seq": h["entity"]["seq"], vector: h["entity"][vector]}
+                for h in hits
+            ]
+            yield rows, min((h["distance"] for h in hits), default=-1.0)
+
+    def _searched(self, units: Vectors, fetch: int, where: str, output: list[str]) -> Iterator[Any]:
+        """Per query Milvus's answer, asked for in parts."""
         parameters = {"ef": max(64, min(2 * fetch, 32_768))} if self._index == "HNSW" else {}
         size = min(max(1, ANSWER_BYTES // (4 * self._stamp.dim * fetch)), connection.MAX_ROWS)
         for start in range(0, len(units), size):
-            answers = self._milvus.call(
+            yield from self._milvus.call(
                 "search",
                 self._stamp,
                 data=units[start : start + size].tolist(),
-                anns_field=vector,
+                anns_field=self._stamp.vector,
                 filter="" if where == ALL else where,
                 limit=fetch,
-                output_fields=["seq", vector],
+                output_fields=output,
                 search_params={"metric_type": "COSINE", "params": parameters},
                 consistency_level="Strong",
             )
-            for hits in answers:
-                rows = [
-                    {"key": h["key"], "seq": h["entity"]["seq"], vector: h["entity"][vector]}
-                    for h in hits
-                ]
-                yield rows, min((h["distance"] for h in hits), default=-1.0)
 
     def _best(self, rows: list[dict[str, Any]], unit: Vectors, k: int) -> Found:
         """The k best of these rows, by cosines added in float64 and rounded to float32."""
@@ -231,14 +236,24 @@ class Ranker:
 
     def _neighbourhoods(self, found: Sequence[Found], exact: bool) -> dict[str, float]:
         """Mean cosine of each document found to its 4 nearest others in the whole collection, by
-        key; NaN for one without any other."""
+        key; NaN for one without any other.
+
+        As Milvus computes cosines: for a mean no vectors need to travel.
+        """
         units = {k: u for one in found for k, u in zip(one.keys, one.units, strict=True)}
         if not units:
             return {}
-        near = self.nearest(np.stack([*units.values()]), NEIGHBOURHOOD + 1, ALL, exact=exact)
+        vectors, k = np.stack([*units.values()]), NEIGHBOURHOOD + 1
+        near: Iterable[list[tuple[str, float]]]
+        if exact and self._index != "FLAT":
+            exactly = self.nearest(vectors, k, ALL, exact=True)
+            near = ([*zip(one.keys, one.cosines, strict=True)] for one in exactly)
+        else:
+            answers = self._searched(vectors, k, ALL, [])
+            near = ([(h["key"], h["distance"]) for h in hits] for hits in answers)
         means = {}
-        for key, one in zip(units, near, strict=True):
-            others = [c for k, c in zip(one.keys, one.cosines, strict=True) if k != key]
+        for key, neighbours in zip(units, near, strict=True):
+            others = [cosine for k, cosine in neighbours if k != key]
             around = np.array(others[:NEIGHBOURHOOD], np.float32)
             means[key] = float(around.mean()) if len(around) else float("nan")
         return means

@@ -6,12 +6,10 @@ is true then, and Milvus Lite asks for it. Between processes Milvus keeps each w
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -33,7 +31,7 @@ from service.store.admission import (
     unit_vectors,
 )
 from service.store.cursors import Cursors
-from service.store.milvus import connection, pages
+from service.store.milvus import pages
 from service.store.milvus.connection import Connection, Rows
 from service.store.milvus.expressions import ALL, expression
 from service.store.milvus.ranking import Ranker, Ranking
@@ -47,6 +45,7 @@ from service.store.milvus.rows import (
     our_name,
     row_of,
 )
+from service.store.milvus.tally import Tally
 from service.store.protocol import (
     Backup,
     BackupList,
@@ -68,17 +67,7 @@ LEAST_DIM = 2
 IndexType = Literal["FLAT", "HNSW"]
 REQUEST_BYTES = 16 << 20
 """Of one upsert; Milvus takes 64 MB. A write beyond it goes in parts, and is not one any more."""
-LANGUAGES_AGE_S = 5.0
 FREE_TRIES = 3
-
-
-class Languages(NamedTuple):
-    """Documents per tag, as of a moment and a number of own writes."""
-
-    counts: dict[str, int]
-    total: int
-    writes: int
-    read_at_s: float
 
 
 class MilvusStore:
@@ -99,8 +88,7 @@ class MilvusStore:
         self._milvus = Connection(uri, token, database, timeout_s)
         self._index: IndexType = index
         self._locks: dict[str, threading.RLock] = {}
-        self._writes: Counter[str] = Counter()
-        self._languages: dict[str, Languages] = {}
+        self._tally = Tally(self._milvus)
         self._last_seq: dict[str, int] = {}
         # Writers that run at one time in several processes give different numbers.
         self._writer = int.from_bytes(np.random.default_rng().bytes(2), "big") % 1024
@@ -161,7 +149,7 @@ class MilvusStore:
 
     def describe(self, name: str) -> CollectionInfo:
         stamp = self._stamp(name)
-        counts = self._counts(stamp)
+        counts = self._tally.of(stamp)
         return CollectionInfo(
             name=name,
             dim=stamp.dim,
@@ -172,40 +160,12 @@ class MilvusStore:
             created_at=stamp.created_at,
         )
 
-    def _counts(self, stamp: Stamp) -> dict[str, int]:
-        """Documents per tag. What another process wrote may be missing for some seconds."""
-        total = self._milvus.count(stamp, ALL)
-        known, writes = self._languages.get(stamp.incarnation), self._writes[stamp.incarnation]
-        now = time.monotonic()
-        fresh = known and (known.total, known.writes) == (total, writes)
-        if known and fresh and now - known.read_at_s < LANGUAGES_AGE_S:
-            return dict(known.counts)
-        if total < connection.MAX_ROWS:
-            rows = self._milvus.query(stamp, ALL, ["lang"], connection.MAX_ROWS)
-            counts = Counter(str(row["lang"]) for row in rows)
-        else:
-            tags = self._discovered(stamp, known.counts if known else ())
-            counts = Counter({t: self._milvus.count(stamp, f'lang == "{t}"') for t in tags})
-        found = {tag: counts[tag] for tag in sorted(counts) if counts[tag]}
-        self._languages[stamp.incarnation] = Languages(found, total, writes, now)
-        return dict(found)
-
-    def _discovered(self, stamp: Stamp, known: Iterable[str]) -> set[str]:
-        """All tags: those known, and what is found by asking for others until there are none."""
-        tags = set(known)
-        while True:
-            where = f"lang not in {json.dumps(sorted(tags))}" if tags else ALL
-            rows = self._milvus.query(stamp, where, ["lang"], connection.MAX_ROWS)
-            if not rows:
-                return tags
-            tags |= {str(row["lang"]) for row in rows}
-
     def drop(self, name: str) -> None:
         with self._lock(name):
             stamp = self._stamp(name)
             self._milvus.call("drop_collection", stamp)
-            for kept in (self._languages, self._writes, self._last_seq):
-                kept.pop(stamp.incarnation, None)
+            self._tally.forget(stamp)
+            self._last_seq.pop(stamp.incarnation, None)
 
     def upsert(
         self, name: str, documents: Sequence[Document], vectors: Vectors, fingerprint: str
@@ -228,7 +188,7 @@ class MilvusStore:
                 for part in _parts(list(last.values()), stamp.dim):
                     self._milvus.call("upsert", stamp, data=part)
             finally:
-                self._writes[stamp.incarnation] += 1
+                self._tally.written(stamp)
         outcomes: Outcomes = []
         for document in documents:
             key = key_of(document.id)
@@ -258,7 +218,7 @@ class MilvusStore:
                 try:
                     self._milvus.call("delete", stamp, ids=list(existing))
                 finally:
-                    self._writes[stamp.incarnation] += 1
+                    self._tally.written(stamp)
         return [id for id in unique if key_of(id) in existing]
 
     def delete_where(self, name: str, selection: Selection) -> int:
@@ -269,7 +229,7 @@ class MilvusStore:
                 try:
                     self._milvus.call("delete", stamp, filter=where)
                 finally:
-                    self._writes[stamp.incarnation] += 1
+                    self._tally.written(stamp)
         return count
 
     def get(self, name: str, id: str) -> Document:
@@ -333,7 +293,7 @@ class MilvusStore:
         languages = [None] * len(units) if query_languages is None else list(query_languages)
         if len(languages) != len(units):
             raise InputError(f"expected {len(units)} query languages, got {len(languages)}")
-        ranker = Ranker(self._milvus, stamp, lambda: self._counts(stamp))
+        ranker = Ranker(self._milvus, stamp, lambda: self._tally.of(stamp))
         for tries_left in reversed(range(FREE_TRIES)):
             total = self._milvus.count(stamp, ALL)
             rankings = ranker.rank(units, query, languages, total)

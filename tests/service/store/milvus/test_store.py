@@ -325,4 +325,4 @@ except Exception as e:
     )  # fmt: skip
     loaded, said = done.stdout.strip().split("\n")
     assert loaded == "[]"
-    assert re.match(r"InstallationError .*pip install 'mexma\[milvus\]'", said)
+    assert re.match(r"InstallationError .*pip install -e '\.\[milvus\]'", said)

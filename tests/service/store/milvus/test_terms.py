@@ -23,11 +23,17 @@ any_number = st.one_of(
 )
 
 
+# A busy machine is no failure.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@patient
 @given(any_number, any_number)
 def test_numbers_keep_their_order(a, b):
     assert (number_key(a) < number_key(b), number_key(a) == number_key(b)) == (a < b, a == b)
 
 
+@patient
 @given(st.one_of(TEXTS, st.text()), st.text(max_size=256))
 def test_texts_keep_their_order_to_a_bound(text, bound):
     key, of_bound = text_key(text), text_key(bound)
@@ -45,6 +51,7 @@ hostile = st.one_of(
 )
 
 
+@patient
 @given(
     hostile,
     st.none() | st.frozensets(hostile),
@@ -62,6 +69,7 @@ def test_everything_and_nothing():
     assert expression(Selection(frozenset({"e n"}))) == f"({NONE})"
 
 
+@patient
 @given(st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True), st.text())
 def test_names_lead_there_and_back(name, foreign):
     assert re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", milvus_name(name))
