@@ -29,7 +29,7 @@ lint: $(VENV)/.dev ## ruff, mypy, the floors between rooms
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev ## what of the engine reaches the clients
-	$(BIN)/python -m benchmarks.served_throughput
+	$(BIN)/python -m benchmarks.served
 
 docs: $(VENV)/.dev ## write the reference pages anew from the code
 	$(BIN)/python -m docs.reference

@@ -16,6 +16,7 @@
     ├── EngineError                 inference failed
     │   └── NonFiniteVector         inference gave NaN or infinity for this item
     ├── Overloaded                  the queue is full; says when to come back
+    │   └── EngineAway              the engine's process is being restarted
     ├── QuotaExceeded               the client has used its tokens; says when to come back
     ├── KeyFileError                the file of API keys was refused
     ├── AuditError                  an administrator's act cannot be recorded, so it is not done
@@ -120,6 +121,10 @@ class Overloaded(MexmaError):
     def __init__(self, message: str, *, retry_after_s: float):
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class EngineAway(Overloaded):
+    """The process that has the engine died, or has not come up again yet."""
 
 
 class QuotaExceeded(MexmaError):

@@ -11,6 +11,8 @@ import socket
 import ssl
 import sys
 import textwrap
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -21,15 +23,18 @@ from mexma.encoder import OnnxEncoder
 from mexma.errors import InstallationError, MexmaError, StoreError
 from mexma.installation import check_installation
 from service import logs
-from service.access import Guard
+from service.access import guard_of
 from service.app import create_app
 from service.audit import Audit
 from service.draining import DrainingServer
-from service.keys import KeyFile
+from service.one_write import OneWriteProtocol
 from service.settings import Settings
 from service.store.local import LocalStore
 from service.store.protocol import Store
-from service.tracing import Tracing
+from service.tracing import start_tracing
+from service.workers.engine_socket import listen
+from service.workers.front import ENGINE_SOCKET, HTTP_SOCKET
+from service.workers.supervisor import Supervisor
 
 log = logging.getLogger("mexma")
 
@@ -71,19 +76,39 @@ def serve(settings: Settings) -> None:
     # The tokenizer's own threads would compete with the engine's: texts of one request are
     # tokenised by one thread, requests by two.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    keys = KeyFile(settings.api_keys_file) if settings.api_keys_file else None
-    audit = Audit(settings.audit_log)
-    if keys is None and not _is_loopback(settings.host):
+    if settings.api_keys_file is None and not _is_loopback(settings.host):
         log.warning(
             "there are no API keys (MEXMA_API_KEYS_FILE): whoever reaches %s may read, write and drop",
             settings.host,
         )
-    tracing = (
-        Tracing(settings.otlp_endpoint, sample=settings.trace_sample)
-        if settings.otlp_endpoint
-        else None
-    )
+    guard_of(settings)  # a file of keys that cannot be used is said before anything slow
+    audit = Audit(settings.audit_log)
     listener = _listen(settings.host, settings.port)
+    if not settings.http_workers:
+        _serve_all(settings, listener, audit)
+        return
+    supervisor = Supervisor(
+        settings,
+        partial(_serve_engine, settings, listener, audit),
+        partial(_run, settings, listener),
+        grace_s=GRACE_S,
+    )
+    if status := supervisor.run():
+        sys.exit(status)
+
+
+def _serve_engine(settings: Settings, listener: socket.socket, audit: Audit, folder: Path) -> None:
+    """The engine's process of several: the whole service, on Unix sockets in `folder`."""
+    try:
+        _serve_all(settings, listener, audit, folder)
+    except MexmaError as error:
+        sys.exit(f"mexma-serve: {error}")
+
+
+def _serve_all(
+    settings: Settings, listener: socket.socket, audit: Audit, folder: Path | None = None
+) -> None:
+    """Load everything and serve it, at `listener` or for HTTP workers at sockets in `folder`."""
     encoder, *further = (
         OnnxEncoder(path, device=settings.device, threads=settings.threads)
         for path in (settings.model, *settings.further_models)
@@ -99,24 +124,35 @@ def serve(settings: Settings) -> None:
         settings.device,
         place,
     )
+    app = create_app(
+        settings,
+        encoder=encoder,
+        store=store,
+        further=further,
+        tracing=start_tracing(settings),
+        guard=guard_of(settings),
+        audit=audit,
+        engine_socket=None if folder is None else folder / ENGINE_SOCKET,
+    )
+    if folder is None:
+        _run(settings, listener, app)
+    else:  # from the folder, which is this user's alone, only workers come
+        plain = {"ssl_certfile": None, "ssl_keyfile": None}
+        _run(settings, listen(folder / HTTP_SOCKET), app, forwarded_allow_ips="*", **plain)
+
+
+def _run(settings: Settings, listener: socket.socket, app: Any, **options: Any) -> None:
+    """Serve `app` at `listener` until told to stop."""
     config = uvicorn.Config(
-        create_app(
-            settings,
-            encoder=encoder,
-            store=store,
-            further=further,
-            tracing=tracing,
-            guard=Guard(keys, origins=settings.cors_origins),
-            audit=audit,
-        ),
+        app,
         loop="uvloop",
-        http="httptools",
+        http=OneWriteProtocol,
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=KEEP_ALIVE_S,
         server_header=False,
-        **_tls(settings),
+        **(_tls(settings) | options),
     )
     DrainingServer(config, delay_s=settings.drain_delay_s).run(sockets=[listener])
 

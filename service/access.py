@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from service.keys import Key, KeyFile, Role
 from service.quotas import Bucket, Quotas
+from service.settings import Settings
 
 COLLECTION = r"/v1/collections/[^/]+"
 # The first rule that matches decides. None: everybody.
@@ -111,3 +112,9 @@ class Guard:
         if origin is None or origin in self._origins:
             return False
         return origin.partition(b"://")[2] != headers.get(b"host")
+
+
+def guard_of(settings: Settings) -> Guard:
+    """As the settings say. Raises KeyFileError."""
+    keys = KeyFile(settings.api_keys_file) if settings.api_keys_file else None
+    return Guard(keys, origins=settings.cors_origins)

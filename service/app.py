@@ -11,11 +11,12 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi_swagger import patch_fastapi
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mexma import __version__
 from mexma.encoder import Encoder
@@ -31,7 +32,7 @@ from service.http_errors import ACCESS_ERRORS, documented
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.metrics import Metrics
-from service.middleware import RequestBorder
+from service.middleware import RequestBorder, with_cors
 from service.migrator import Migrator
 from service.routes import (
     collections,
@@ -52,6 +53,7 @@ from service.store.migrations import Migrating
 from service.store.protocol import Store
 from service.tracing import TracedStore, Tracing
 from service.watchdog import Watchdog
+from service.workers.engine_socket import offer_engine
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,15 @@ DESCRIPTION = """Sentence embeddings for when meaning must cross languages, and 
 
 Texts in any of the model's languages become vectors in one space; a collection finds the
 neighbours of a text in other languages in one call."""
+
+
+class Service(FastAPI):
+    """The application, inside the border that every request passes."""
+
+    border: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.border or super().__call__)(scope, receive, send)
 
 
 def create_app(
@@ -71,7 +82,8 @@ def create_app(
     tracing: Tracing | None = None,
     guard: Guard | None = None,
     audit: Audit | None = None,
-) -> FastAPI:
+    engine_socket: Path | None = None,
+) -> Service:
     """The service as an ASGI application.
 
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
@@ -79,6 +91,7 @@ def create_app(
     language of a text that comes without one. further: encoders served beside the default one,
     for collections that are theirs. tracing: where traces go; the app closes it, too.
     guard: who may call; everybody without. audit: the record of administrators' acts.
+    engine_socket: where HTTP workers find the default encoder's engine.
     """
     metrics = Metrics()
     guard = guard or Guard(None, origins=settings.cors_origins)
@@ -96,7 +109,7 @@ def create_app(
     meter = LanguageMeter(state.detector, metrics, every=settings.language_sample_every)
     for embedder in state.encoders:
         embedder.language_meter = meter
-    app = FastAPI(
+    app = Service(
         title="mexma",
         version=__version__,
         description=DESCRIPTION,
@@ -104,7 +117,7 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         strict_content_type=False,  # JsonRoute answers 415 itself
-        lifespan=lambda _: _lifespan(state, tracing),
+        lifespan=lambda _: _lifespan(state, tracing, engine_socket),
     )
     app.state.client_header = settings.client_header
     app.state.embedder = state.encoders.default
@@ -119,8 +132,8 @@ def create_app(
     app.include_router(page.router())
     # Swagger's files come from the package, not from a content network: /docs works offline.
     patch_fastapi(app, redirect_from_root_to_docs=False)
-    app.add_middleware(
-        RequestBorder,
+    border = RequestBorder(
+        partial(FastAPI.__call__, app),
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         access_log=settings.access_log,
@@ -130,30 +143,19 @@ def create_app(
         shortcuts={
             "/v1/embeddings": shortcut(
                 EmbeddingRequest,
-                partial(embeddings.answer, state),
+                partial(embeddings.answer, state.encoders.for_request),
                 client_header=settings.client_header,
             ),
             "/embed": shortcut(
-                TeiEmbedRequest, partial(tei.answer, state), client_header=settings.client_header
+                TeiEmbedRequest,
+                partial(tei.answer, state.encoders.default),
+                client_header=settings.client_header,
             ),
         },
     )
+    # With HTTP workers it is they whom pages call.
+    app.border = with_cors(border, () if engine_socket else settings.cors_origins)
     _describe_keys(app)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=[
-                "authorization",
-                "content-type",
-                "x-request-id",
-                "x-lane",
-                "x-timeout-ms",
-            ],
-            expose_headers=["x-request-id", "x-encoder-fingerprint", "x-truncation", "retry-after"],
-            max_age=600,
-        )
     return app
 
 
@@ -176,11 +178,17 @@ def _describe_keys(app: FastAPI) -> None:
 
 
 @asynccontextmanager
-async def _lifespan(state: State, tracing: Tracing | None) -> AsyncIterator[None]:
+async def _lifespan(
+    state: State, tracing: Tracing | None, engine_socket: Path | None
+) -> AsyncIterator[None]:
     state.encoders.start()
     starting = asyncio.create_task(_start(state), name="start")
     try:
-        yield
+        if engine_socket is None:
+            yield
+        else:
+            async with offer_engine(state.encoders.default, state.metrics, engine_socket):
+                yield
     finally:
         for task in (starting, *state.tasks):
             task.cancel()

@@ -220,7 +220,7 @@ class Batcher:
         wanted = range(len(sequences)) if fresh else self._from_cache(job, sequences)
         joined = 0
         with self._arrived:
-            tokens = sum(len(sequences[i]) for i in wanted)
+            tokens = sum([len(sequences[i]) for i in wanted])
             self._admit(tokens, client)
             if self._stopping:
                 raise EngineError("the service is shutting down")

@@ -40,15 +40,7 @@ class Gate:
         """
         found = self._guard.check(scope, headers)
         if isinstance(found, Refusal):
-            self._metrics.refused.labels(found.reason).inc()
-            return error_response(
-                scope["path"],
-                found.status,
-                found.message,
-                kind="authentication_error" if found.status == 401 else "permission_error",
-                code=found.reason,
-                headers=found.headers,
-            )
+            return self._refuse(scope, found)
         current_quota.set(found.quota)
         if found.role != "admin":
             return None
@@ -67,7 +59,32 @@ class Gate:
             return for_exception(scope["path"], AuditError("the act cannot be recorded"))
         return act
 
+    def _refuse(self, scope: Scope, found: Refusal) -> Response:
+        self._metrics.refusal(reason=found.reason)
+        return error_response(
+            scope["path"],
+            found.status,
+            found.message,
+            kind="authentication_error" if found.status == 401 else "permission_error",
+            code=found.reason,
+            headers=found.headers,
+        )
+
     async def leave(self, act: Act, status: int) -> None:
         """What came of it."""
         with suppress(AuditError):  # that it was asked for is on record
             await asyncio.to_thread(self._audit.write, "done", status=status, **act)
+
+
+class FirstGate(Gate):
+    """An HTTP worker's, before that of the engine's process: it refuses who may not call at all.
+    Quotas and the record are kept in one place, so what they concern takes the long way there."""
+
+    async def enter(
+        self, scope: Scope, headers: Mapping[bytes, bytes], request_id: str
+    ) -> Response | Act | None:
+        found = self._guard.check(scope, headers)
+        if isinstance(found, Refusal):
+            return self._refuse(scope, found)
+        scope["long_way"] = found.quota is not None
+        return None

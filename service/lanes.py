@@ -72,7 +72,6 @@ class _Queue:
 
     flows: dict[Hashable, _Flow] = field(default_factory=dict)
     clock: float = 0.0
-    tokens: int = 0
     items: int = 0
 
     def by_turn(self) -> list[_Flow]:
@@ -81,7 +80,7 @@ class _Queue:
 
 
 class Lanes:
-    """The waiting sequences of one engine."""
+    """The waiting sequences of one engine. tokens, items: how many wait, in both lanes."""
 
     def __init__(self, *, max_batch_tokens: int, max_batch_items: int):
         self.max_batch_tokens = max_batch_tokens
@@ -90,18 +89,8 @@ class Lanes:
         self._entries: dict[bytes, Entry] = {}  # waiting and running, by content
         self._owed_to_bulk = 0.0
         self._swept = 0.0
-
-    @property
-    def tokens(self) -> int:
-        return sum(q.tokens for q in self._queues.values())
-
-    @property
-    def items(self) -> int:
-        return sum(q.items for q in self._queues.values())
-
-    def tokens_in(self, lane: Lane) -> int:
-        """Tokens that wait in `lane`."""
-        return self._queues[lane].tokens
+        self.tokens = 0
+        self.items = 0
 
     def clients(self) -> int:
         """Clients that wait, of both lanes."""
@@ -225,16 +214,18 @@ class Lanes:
         flow.waiting[entry] = None
         flow.seen = now
         flow.tokens += len(entry.ids)
-        queue.tokens += len(entry.ids)
         queue.items += 1
+        self.tokens += len(entry.ids)
+        self.items += 1
 
     def _dequeue(self, entry: Entry) -> None:
         queue = self._queues[entry.lane]
         flow = queue.flows[entry.client]
         del flow.waiting[entry]
         flow.tokens -= len(entry.ids)
-        queue.tokens -= len(entry.ids)
         queue.items -= 1
+        self.tokens -= len(entry.ids)
+        self.items -= 1
 
     def _sweep(self, now: float) -> None:
         """Forget clients that are gone, now and then."""

@@ -42,7 +42,9 @@ class LanguageMeter:
 
     def _note(self, text: str, tokens: Tokens | None, stands_for: int) -> None:
         lang = self._detector.detect(text)
-        self._metrics.language_items.labels(lang).inc(stands_for)
-        if tokens is not None:
-            self._metrics.language_tokens.labels(lang).inc(tokens.seen)
-            self._metrics.language_characters.labels(lang).inc(len(text))
+        self._metrics.language(
+            lang=lang,
+            items=stands_for,
+            tokens=None if tokens is None else tokens.seen,
+            characters=len(text),
+        )

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -197,6 +197,28 @@ class Metrics:
             )
         found[0].inc()
         found[1].observe(seconds)
+
+    def language(self, *, lang: str, items: int, tokens: int | None, characters: int) -> None:
+        """A text was looked at that stands for `items`; tokens: None where it had none."""
+        self.language_items.labels(lang).inc(items)
+        if tokens is not None:
+            self.language_tokens.labels(lang).inc(tokens)
+            self.language_characters.labels(lang).inc(characters)
+
+    def refusal(self, *, reason: str) -> None:
+        """A request was not let in."""
+        self.refused.labels(reason).inc()
+
+    def relayed(self, name: str, arguments: dict[str, Any]) -> None:
+        """What an HTTP worker saw: `answered`, `embedded`, `language` or `refusal`, with its arguments."""
+        if name == "answered":
+            self.answered(**arguments)
+        elif name == "embedded":
+            self.embedded(**arguments)
+        elif name == "refusal":
+            self.refusal(**arguments)
+        elif name == "language":
+            self.language(**arguments)
 
     def render(self) -> bytes:
         """The exposition text."""

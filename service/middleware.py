@@ -7,15 +7,17 @@ than the whole of a small request.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
 from fastapi import Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,6 +35,9 @@ Shortcut = Callable[[bytes, Mapping[bytes, bytes], Scope, Receive], Awaitable[Re
 
 # A client that left is noticed so much later at most; most requests are done before.
 WATCH_AFTER_S = 0.05
+# An id of our own is this process's random half and a running number.
+PROCESS = secrets.token_hex(8).encode()
+NUMBER = itertools.count(1)
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -79,7 +84,9 @@ class RequestBorder:
         started = time.monotonic()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        request_id = (
+            given if given and REQUEST_ID.fullmatch(given) else b"%s%016x" % (PROCESS, next(NUMBER))
+        )
         status = 499  # the client left before an answer began
 
         async def send_with_id(message: Message) -> None:
@@ -117,7 +124,8 @@ class RequestBorder:
             body = await self._receive_body(scope, headers, receive, send)
             if body is None:
                 return
-            if scope["method"] == "POST" and (way := self.shortcuts.get(scope["path"])):
+            hot = scope["method"] == "POST" and not scope.get("long_way")
+            if hot and (way := self.shortcuts.get(scope["path"])):
                 response = await way(body, headers, scope, receive)
                 if response is not None:
                     await response(scope, receive, send)
@@ -126,7 +134,9 @@ class RequestBorder:
         await self.app(scope, receive, send)
 
     def _note(self, scope: Scope, status: int, seconds: float, trace: Trace | None) -> None:
-        """Count and log what was answered."""
+        """Count and log what was answered, unless that was done where it was answered."""
+        if scope.get("answered_elsewhere"):
+            return
         # As declared: what a route was filled with is the caller's.
         route = getattr(scope.get("route"), "path", "unmatched")
         if scope["method"] == "POST" and scope["path"] in self.shortcuts:
@@ -234,6 +244,20 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
+
+
+def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """`app`, and around it what lets pages of `origins` call it; it answers their preflights."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=["authorization", "content-type", "x-request-id", "x-lane", "x-timeout-ms"],
+        expose_headers=["x-request-id", "x-encoder-fingerprint", "x-truncation", "retry-after"],
+        max_age=600,
+    )
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

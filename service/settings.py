@@ -138,6 +138,15 @@ class Settings(BaseSettings):
         "request that finds the queue empty is taken, however large. Larger hides overload as "
         "latency, smaller refuses bursts that would have been served in time.",
     )
+    http_workers: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Processes that speak HTTP and tokenise, beside one that has the engine and the "
+        "collections; 0 does all of it in one process. One process answers some thousand single "
+        "sentences a second, which keeps a CPU's engine busy and not a GPU's: there take as many as "
+        "bring more, up to the cores that are free. Each needs about 100 MB.",
+    )
     interactive_tokens: int = Field(
         256,
         ge=0,

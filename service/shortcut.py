@@ -28,9 +28,16 @@ Answer = Callable[[Body, Caller, bool], Awaitable[Response]]
 JSON_TYPES = (b"application/json", b"application/json; charset=utf-8")
 
 
-def shortcut(model: type[Body], answer: Answer[Body], *, client_header: str) -> Shortcut:
+def shortcut(
+    model: type[Body],
+    answer: Answer[Body],
+    *,
+    client_header: str,
+    takes: Callable[[Body], bool] = lambda _: True,
+) -> Shortcut:
     """The way past the framework to `answer`, which gets the body, who asks, and whether `.npy` is
-    wanted. It gives None for a request that has to take the long way."""
+    wanted. It gives None for a request that has to take the long way; takes: whether a sound one
+    need not."""
     npy = NPY.encode()
 
     async def handle(
@@ -42,6 +49,8 @@ def shortcut(model: type[Body], answer: Answer[Body], *, client_header: str) -> 
             parsed = model.model_validate(orjson.loads(body))
             caller = caller_of(scope, headers, client_header=client_header)
         except (orjson.JSONDecodeError, ValidationError, InputError):
+            return None
+        if not takes(parsed):
             return None
         try:
             return await watched(

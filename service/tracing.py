@@ -21,6 +21,7 @@ from mexma.errors import InstallationError
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
+    from service.settings import Settings
     from service.store.protocol import Store
 
 HEADERS = (b"traceparent", b"tracestate")
@@ -71,6 +72,13 @@ class Tracing:
     def close(self) -> None:
         """Send what is left, and stop."""
         self._provider.shutdown()
+
+
+def start_tracing(settings: Settings) -> Tracing | None:
+    """As the settings say. It has a thread: start it in the process that traces."""
+    if not settings.otlp_endpoint:
+        return None
+    return Tracing(settings.otlp_endpoint, sample=settings.trace_sample)
 
 
 class Trace:

@@ -90,8 +90,9 @@ class Watchdog:
     async def _ask(self) -> Problem | None:
         try:
             async with asyncio.timeout(self._deadline_s):
+                # bulk: as interactive it would keep others' batches short for a while
                 job = await self._embedder.batcher.submit(
-                    [self._canary], client="watchdog", fresh=True
+                    [self._canary], lane="bulk", client="watchdog", fresh=True
                 )
         except TimeoutError:
             return Problem(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -9,7 +10,7 @@ from fastapi.responses import Response
 
 from mexma.artifact import Manifest
 from service.caller import Caller, caller
-from service.embedder import Embedded
+from service.embedder import Embedded, Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
@@ -30,6 +31,7 @@ from service.vectors import (
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["embeddings"])
+    choose = state.encoders.for_request
 
     @routes.post(
         "/v1/embeddings",
@@ -47,7 +49,7 @@ def router(state: State) -> APIRouter:
         body: EmbeddingRequest, request: Request, asks: Annotated[Caller, Depends(caller)]
     ) -> Response:
         """Embed text or token ids."""
-        return await unless_gone(request, answer(state, body, asks, wants_npy(request)))
+        return await unless_gone(request, answer(choose, body, asks, wants_npy(request)))
 
     @routes.get("/v1/models", response_model=ModelList)
     async def list_models() -> ModelList:
@@ -57,9 +59,12 @@ def router(state: State) -> APIRouter:
     return routes
 
 
-async def answer(state: State, body: EmbeddingRequest, asks: Caller, npy: bool) -> Response:
-    """The response to a sound request. Raises what `Embedder.embed` does."""
-    embedder = state.encoders.for_request(body.model)
+async def answer(
+    choose: Callable[[str | None], Embedder], body: EmbeddingRequest, asks: Caller, npy: bool
+) -> Response:
+    """The response to a sound request. choose: whose vectors a model's name means. Raises what
+    `Embedder.embed` does."""
+    embedder = choose(body.model)
     encoder = embedder.encoder
     embed: Any = embedder.embed if isinstance(body.input[0], str) else embedder.embed_ids
     embedded: Embedded = await embed(

@@ -11,6 +11,7 @@ from mexma import __version__
 from mexma.errors import InputError
 from mexma.text import Side
 from service.caller import Caller, caller
+from service.embedder import Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
@@ -52,7 +53,7 @@ def router(state: State) -> APIRouter:
         body: TeiEmbedRequest, request: Request, asks: Annotated[Caller, Depends(caller)]
     ) -> Response:
         """Embed text or token ids."""
-        return await unless_gone(request, answer(state, body, asks, wants_npy(request)))
+        return await unless_gone(request, answer(embedder, body, asks, wants_npy(request)))
 
     @routes.get("/info", response_model=TeiInfo)
     async def info() -> TeiInfo:
@@ -77,13 +78,12 @@ def router(state: State) -> APIRouter:
     return routes
 
 
-async def answer(state: State, body: TeiEmbedRequest, asks: Caller, npy: bool) -> Response:
+async def answer(embedder: Embedder, body: TeiEmbedRequest, asks: Caller, npy: bool) -> Response:
     """The response to a sound request. Raises what `Embedder.embed` does."""
     if not body.normalize:
         raise InputError(
             "normalize: only true is possible, this model's vectors are normalised in its graph"
         )
-    embedder = state.encoders.default
     if isinstance(body.inputs[0], str):
         side: Side = "left" if body.truncation_direction.lower() == "left" else "right"
         embedded = await embedder.embed(body.inputs, truncate=body.truncate, side=side, caller=asks)

@@ -279,6 +279,18 @@ def test_a_key_ends_when_it_expires(tmp_path):
     assert keys.find(given) is None
 
 
+def test_a_clock_that_jumps_neither_locks_out_nor_lets_in(guarded):
+    for jump in (-86_400.0, 10 * 86_400.0, -1e9, 2e9):
+        guarded.now += jump
+        assert guarded.ask("GET", "/v1/models", "read").status_code == 200
+        write_keys(guarded.file, guarded.kept[1:])  # no key of role metrics
+        guarded.now += 2
+        assert guarded.ask("GET", "/metrics", "metrics").status_code == 401
+        write_keys(guarded.file, guarded.kept)
+        guarded.now -= 3600
+        assert guarded.ask("GET", "/metrics", "metrics").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -407,6 +419,16 @@ def test_a_quota_holds_on_every_way_to_the_engine(make_guarded, path):
     refused = guarded.ask("POST", path, "admin", json=body)
     assert refused.status_code == 429, refused.text
     assert int(refused.headers["retry-after-ms"]) > 0
+
+
+def test_a_quota_holds_for_a_client_whose_headers_say_nothing(make_guarded):
+    """The service's own work is free; who looks like it is not."""
+    guarded = make_guarded(tokens_per_minute=100, client_header="x-client")
+    for lane, role in ((None, "read"), ("interactive", "write"), ("bulk", "admin")):
+        headers = {"x-lane": lane} if lane else {}
+        asked = {"json": {"input": ["x" * 62] * 2}, "headers": headers}
+        assert guarded.ask("POST", "/v1/embeddings", role, **asked).status_code == 200
+        assert guarded.ask("POST", "/v1/embeddings", role, **asked).status_code == 429
 
 
 def test_what_the_queue_refuses_is_not_charged(make_guarded):

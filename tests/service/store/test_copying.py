@@ -80,7 +80,8 @@ def test_a_copy_of_another_encoder_s_is_refused(milvus_server, tmp_path):
                 copy_collection(local, milvus, "a", print)
 
 
-def test_at_an_address_there_is_only_copy():
+def test_at_an_address_there_is_only_copy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for verb in (["verify"], ["backup", "a"], ["restore", "a", "x"], ["rebuild", "a"]):
         with pytest.raises(SystemExit, match="only copy"):
             index_command.main(["--data", "http://127.0.0.1:1", *verb])

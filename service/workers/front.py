@@ -1,0 +1,171 @@
+"""A worker's application: tokenises, answers the hot routes, and hands everything else on.
+
+It has a tokenizer and no engine and no store. A request that its shortcuts do not take, errors included,
+is answered by the engine's process, so the contract is the same with and without workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from fastapi.responses import Response
+from numpy.typing import NDArray
+from starlette.types import Receive, Scope, Send
+
+from mexma.artifact import Manifest
+from mexma.errors import EngineAway
+from mexma.text import TextTokenizer
+from service.access import guard_of
+from service.audit import Audit
+from service.embedder import Embedder
+from service.gate import FirstGate
+from service.http_errors import for_exception
+from service.language_meter import LanguageMeter
+from service.languages import LanguageDetector
+from service.middleware import RequestBorder, watched, with_cors
+from service.routes import embeddings, tei
+from service.schemas import EmbeddingRequest, Ready, TeiEmbedRequest
+from service.settings import Settings
+from service.shortcut import shortcut
+from service.tracing import start_tracing
+from service.workers.proxy import forward
+from service.workers.remote import RelayedMetrics, RemoteBatcher
+
+HTTP_SOCKET, ENGINE_SOCKET = "http.sock", "engine.sock"
+
+# A probe that is not answered in this time is an answer.
+PROBE_TIMEOUT_S = 8.0
+
+
+class TokenizingEncoder:
+    """An encoder whose engine is elsewhere."""
+
+    def __init__(self, manifest: Manifest, tokenizer: TextTokenizer):
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        raise NotImplementedError("the engine is in another process")
+
+
+class Front:
+    """ASGI."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        encoder: TokenizingEncoder,
+        folder: Path,
+        mismatch: Callable[[str], None],
+        elsewhere: frozenset[str] = frozenset(),
+    ):
+        """folder: of the sockets of the engine's process. mismatch: see RemoteBatcher.
+        elsewhere: names of models that the engine's process tokenises for itself."""
+        self._http = folder / HTTP_SOCKET
+        self._remote = RemoteBatcher(
+            folder / ENGINE_SOCKET,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.manifest.dim,
+            mismatch=mismatch,
+        )
+        metrics = RelayedMetrics()
+        metrics.remote = self._remote
+        self._embedder = Embedder(encoder, settings, metrics, submit=self._remote.submit)
+        if settings.language_sample_every:
+            self._embedder.language_meter = LanguageMeter(
+                LanguageDetector(), metrics, every=settings.language_sample_every
+            )
+        self._tracing = start_tracing(settings)
+        border = RequestBorder(
+            self._hand_on,
+            max_body_bytes=settings.max_body_bytes,
+            body_timeout_s=settings.body_timeout_s,
+            metrics=metrics,
+            gate=FirstGate(guard_of(settings), Audit(None), metrics),
+            access_log=settings.access_log,
+            tracing=self._tracing,
+            shortcuts={
+                "/v1/embeddings": shortcut(
+                    EmbeddingRequest,
+                    partial(embeddings.answer, lambda _: self._embedder),
+                    client_header=settings.client_header,
+                    takes=lambda body: body.model not in elsewhere,
+                ),
+                "/embed": shortcut(
+                    TeiEmbedRequest,
+                    partial(tei.answer, self._embedder),
+                    client_header=settings.client_header,
+                ),
+            },
+        )
+        self._border = with_cors(border, settings.cors_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await self._border(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        self._remote.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._remote.stop()
+        await self._embedder.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path == "/health/ready" and not self._remote.connected:
+            await _not_ready()(scope, receive, send)
+            return
+        body = await _whole(scope, receive)
+        work = forward(self._http, scope, body, send)
+        try:
+            if path.startswith("/health/"):
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    await work
+            else:
+                await watched(receive, work)
+            scope["answered_elsewhere"] = True
+        except EngineAway as error:
+            response = _not_ready() if path == "/health/ready" else for_exception(path, error)
+            if path == "/health/live":
+                response = Response(b'{"status":"alive"}', media_type="application/json")
+            await response(scope, receive, send)
+        except TimeoutError:
+            response = _not_ready()
+            await response(scope, receive, send)
+
+
+async def _whole(scope: Scope, receive: Receive) -> bytes:
+    """The body, which the border has received already, where there is one."""
+    names = {name for name, _ in scope["headers"]}
+    if not names & {b"content-length", b"transfer-encoding"}:
+        return b""
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    return body
+
+
+def _not_ready() -> Response:
+    found = Ready(
+        status="not_ready",
+        reason="engine_away",
+        detail=f"the engine's process does not answer worker {os.getpid()}; it is restarted when it dies",
+    )
+    return Response(
+        found.model_dump_json(), 503, headers={"retry-after": "5"}, media_type="application/json"
+    )
