@@ -210,7 +210,10 @@ class Hnswlib(Engine):
         self.index.set_ef(width)
         chosen = marks(self.rows)[mark] if mark else None
         keep = (lambda n: chosen[n]) if mark else None
-        found: list[list[int]] = self.index.knn_query(queries, k, filter=keep)[0].tolist()
+        try:
+            found: list[list[int]] = self.index.knn_query(queries, k, filter=keep)[0].tolist()
+        except RuntimeError:  # where it sees fewer than k, it gives none
+            return [[] for _ in queries]
         return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import re
 import signal
@@ -94,8 +95,8 @@ def serve(settings: Settings) -> None:
     supervisor = Supervisor(
         settings,
         partial(_serve_engine, settings, listener, audit),
-        partial(_run, settings, listener),
-        grace_s=GRACE_S,
+        partial(_run, settings, listener, delay_s=settings.drain_delay_s),
+        grace_s=GRACE_S + math.ceil(settings.drain_delay_s),
     )
     if status := supervisor.run():
         sys.exit(status)
@@ -114,9 +115,13 @@ def _serve_all(
 ) -> None:
     """Load everything and serve it, at `listener` or for HTTP workers at sockets in `folder`."""
     encoder, *further = (
-        OnnxEncoder(path, device=settings.device, threads=settings.threads)
+        OnnxEncoder(path, device=settings.device, threads=settings.threads, engine=settings.engine)
         for path in (settings.model, *settings.further_models)
     )
+    for loaded in (encoder, *further):
+        log.info("%s runs on %s", loaded.manifest.name, loaded.engine)
+        if loaded.session.reason:
+            log.warning("not on the native engine: %s", loaded.session.reason)
     store, place = _store(settings, encoder.session.threads)
     host, port = listener.getsockname()[:2]
     log.info(
@@ -139,14 +144,16 @@ def _serve_all(
         engine_socket=None if folder is None else folder / ENGINE_SOCKET,
     )
     if folder is None:
-        _run(settings, listener, app)
-    else:  # from the folder, which is this user's alone, only workers come
-        plain = {"ssl_certfile": None, "ssl_keyfile": None}
+        _run(settings, listener, app, delay_s=settings.drain_delay_s)
+    else:  # from the folder, which is this user's alone, only workers come, and they have gone
+        plain: dict[str, Any] = {"ssl_certfile": None, "ssl_keyfile": None}
         _run(settings, listen(folder / HTTP_SOCKET), app, forwarded_allow_ips="*", **plain)
 
 
-def _run(settings: Settings, listener: socket.socket, app: Any, **options: Any) -> None:
-    """Serve `app` at `listener` until told to stop."""
+def _run(
+    settings: Settings, listener: socket.socket, app: Any, *, delay_s: float = 0, **options: Any
+) -> None:
+    """Serve `app` at `listener` until told to stop, and `delay_s` longer."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     config = uvicorn.Config(
         app,
@@ -159,7 +166,7 @@ def _run(settings: Settings, listener: socket.socket, app: Any, **options: Any) 
         server_header=False,
         **(_tls(settings) | options),
     )
-    DrainingServer(config, delay_s=settings.drain_delay_s).run(sockets=[listener])
+    DrainingServer(config, delay_s=delay_s).run(sockets=[listener])
 
 
 def _store(settings: Settings, threads: int) -> tuple[Store, str]:

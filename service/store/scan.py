@@ -21,18 +21,28 @@ from numpy.typing import NDArray
 from service.store.index import Index, Mask, Snapshot
 from service.store.protocol import Vectors
 
-TILE_ROWS = 4_096
-"""Rows of one product: 64 queries' scores of them fit a core's cache."""
+TILE_SCORES = 262_144
+"""Scores of one product, so that they fit a core's cache: 64 queries with 4,096 rows. A tile does not
+go beyond a block; with few queries it is one."""
 GATHER_SHARE = 0.25
 """Rows that may be found are copied together where they are a smaller share of a tile than this."""
 
 
 class _Tile(NamedTuple):
-    """rows: float32 `[n, dim]`. positions: int64 `[n]`. allowed: bool `[n]`, None for all."""
+    """rows: float32 `[n, dim]`, the first at position `start`. allowed: bool `[n]`, some of them."""
 
     rows: Vectors
-    positions: Index
-    allowed: Mask | None
+    start: int
+    allowed: Mask
+
+    def gathered(self) -> tuple[Vectors, Index, Mask | None]:
+        """Rows to compare, their positions, and which of them are allowed; None for all."""
+        chosen = int(np.count_nonzero(self.allowed))
+        if chosen < GATHER_SHARE * len(self.rows):
+            places = np.flatnonzero(self.allowed)
+            return self.rows[places], places + self.start, None
+        positions = np.arange(self.start, self.start + len(self.rows))
+        return self.rows, positions, None if chosen == len(self.rows) else self.allowed
 
 
 def best(
@@ -44,8 +54,8 @@ def best(
     scores higher than the last, as scored here.
     """
     found = _Best(len(queries), fetch)
-    tiles = list(_tiles(snapshot, mask))
-    with snapshot.threads.take(max(1, len(queries), len(tiles) // 16)) as threads:
+    tiles = list(_tiles(snapshot, mask, max(1, TILE_SCORES // len(queries))))
+    with snapshot.threads.take(max(1, len(queries), len(tiles) // 4)) as threads:
         waiting = iter(tiles)
         found.add(queries, next(waiting))
 
@@ -60,21 +70,14 @@ def best(
     yield from found.results()
 
 
-def _tiles(snapshot: Snapshot, mask: Mask) -> Iterator[_Tile]:
-    """The rows of `mask`, a tile at a time; tiles without any are passed over."""
+def _tiles(snapshot: Snapshot, mask: Mask, most: int) -> Iterator[_Tile]:
+    """The rows of `mask`, `most` at a time; tiles without any are passed over."""
     for number, block in enumerate(snapshot.blocks):
-        for row in range(0, len(block), TILE_ROWS):
+        for row in range(0, len(block), most):
             start = number * len(block) + row
-            here = mask[start : min(start + TILE_ROWS, (number + 1) * len(block))]
-            chosen = int(np.count_nonzero(here))
-            if chosen:
-                rows = block[row : row + len(here)]
-                if chosen < GATHER_SHARE * len(here):
-                    places = np.flatnonzero(here)
-                    yield _Tile(rows[places], places + start, None)
-                else:
-                    positions = np.arange(start, start + len(here))
-                    yield _Tile(rows, positions, None if chosen == len(here) else here)
+            here = mask[start : min(start + most, (number + 1) * len(block))]
+            if here.any():
+                yield _Tile(block[row : row + len(here)], start, here)
 
 
 class _Best:
@@ -93,21 +96,20 @@ class _Best:
         return own
 
     def add(self, queries: Vectors, tile: _Tile) -> None:
-        # For one query a product of matrices is slower than one of a matrix and a vector.
-        one = len(queries) == 1
-        scores = (tile.rows @ queries[0])[None] if one else queries @ tile.rows.T  # [n, rows]
-        if tile.allowed is not None:
-            scores[:, ~tile.allowed] = -np.inf
+        rows, positions, allowed = tile.gathered()
+        scores = queries @ rows.T  # [n, rows]
+        if allowed is not None:
+            scores[:, ~allowed] = -np.inf
         if np.isneginf(self._bar).all():
             if scores.shape[1] > self._fetch:  # no bar yet: this tile's own
                 self._bar = np.partition(scores, -self._fetch, axis=1)[:, -self._fetch]
             above = scores >= self._bar[:, None]
         else:
             above = scores > self._bar[:, None]
-        if tile.allowed is not None:
-            above &= tile.allowed
+        if allowed is not None:
+            above &= allowed
         query, place = np.nonzero(above)
-        self._take(query, tile.positions[place], scores[query, place])
+        self._take(query, positions[place], scores[query, place])
 
     def _take(self, query: Index, positions: Index, scores: Vectors) -> None:
         self._parts.append((query, positions, scores))

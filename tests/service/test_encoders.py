@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -115,29 +116,31 @@ def test_what_waits_is_counted_in_both_queues(client, encoders):
         [line] = [line for line in lines if line.startswith("mexma_queue_items ")]
         return float(line.split()[1])
 
+    def ask(model: str, text: str) -> threading.Thread:
+        body = {"json": {"input": text, "model": model}}
+        thread = threading.Thread(target=client.post, args=("/v1/embeddings",), kwargs=body)
+        thread.start()
+        return thread
+
+    def until(true: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + 60
+        while not (found := true()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return found
+
+    ran = [len(encoder.batches) for encoder in encoders]
     for encoder in encoders:
         encoder.gate.clear()
-    asked = [
-        threading.Thread(
-            target=client.post,
-            args=("/v1/embeddings",),
-            kwargs={"json": {"input": f"text {n}", "model": model}},
-        )
-        for model in ("old", "new")
-        for n in range(3)
-    ]
-    for thread in asked:
-        thread.start()
-    # One of each may be on its engine already; from both queues there is more than one's.
-    deadline = time.monotonic() + 30
-    while waiting() < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    found = waiting()
+    asked = [ask(model, "first") for model in ("old", "new")]
+    both_run = until(lambda: all(len(e.batches) > n for e, n in zip(encoders, ran, strict=True)))
+    asked += [ask(model, f"text {n}") for model in ("old", "new") for n in range(3)]
+    all_wait = until(lambda: waiting() == 6)
     for encoder in encoders:
         encoder.gate.set()
     for thread in asked:
         thread.join()
-    assert found >= 4
+    assert both_run
+    assert all_wait
 
 
 def test_one_encoder_twice_is_refused(make_client):

@@ -225,6 +225,17 @@ def test_sigterm_turns_ready_off_and_serves_on_while_load_balancers_notice(tmp_p
     assert server.process.wait(60) == 0
 
 
+def test_workers_drain_alike(tmp_path):
+    server = start_server(tmp_path, demo="false", drain_delay_s=15, http_workers=1)
+    wait_until_ready(server)
+    server.process.terminate()
+    while (answer := httpx.get(f"{server.url}/health/ready")).status_code == 200:
+        time.sleep(0.02)
+    assert answer.json()["reason"] == "draining"
+    assert embed(server, ["still here"]).shape == (1, 384)
+    assert server.process.wait(60) == 0
+
+
 def run_serve(folder, **settings) -> subprocess.CompletedProcess:
     server = start_server(folder, **settings)
     server.process.wait(60)

@@ -18,7 +18,7 @@ NONE = np.empty(0, np.int64)
 def small(monkeypatch):
     """Tiles end within blocks, and blocks within the rows."""
     monkeypatch.setattr(index, "BLOCK_ROWS", 100)
-    monkeypatch.setattr(scan, "TILE_ROWS", 30)
+    monkeypatch.setattr(scan, "TILE_SCORES", 150)
 
 
 def rows(count: int, kinds: int, threads: int) -> Snapshot:
