@@ -70,12 +70,15 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+# What the native engine is compiled from; an installation compiles it.
+NATIVE := $(wildcard mexma/native/*.cpp mexma/native/*.hpp)
+
+$(VENV)/.serve: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e '.[cpu]'
 	@touch $@
 
 # --group needs pip 25.1. The extra export brings torch.
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	$(PIP) install -q -U 'pip>=25.1'
 	$(PIP) install -q -c constraints.txt -e '.[cpu,otel,export,evaluate,milvus]' --group dev
 	@touch $@ $(VENV)/.serve

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mexma.artifact import Manifest, open_artifact
 from mexma.batching import split_batches
 from mexma.errors import ArtifactError
-from mexma.session import Device, Session
+from mexma.session import Device, Engine, Session
 from mexma.text import TextTokenizer, TokenBatch
 
 # On 2 cores 360 sentences/s, against 340 at 2048 and 64, and 290 at 4096 and 128.
@@ -32,6 +32,11 @@ class Encoder(Protocol):
         """Identifies the vectors; see `mexma.artifact.Manifest.fingerprint`."""
         ...
 
+    @property
+    def engine(self) -> str:
+        """What computes, and why it is not the native engine where it is not; for people."""
+        ...
+
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Vectors float32 `[n, dim]` of `n >= 1` token sequences, as one batch."""
         ...
@@ -40,7 +45,9 @@ class Encoder(Protocol):
 class OnnxEncoder:
     """An artifact, loaded."""
 
-    def __init__(self, path: Path, *, device: Device = "cpu", threads: int = 0):
+    def __init__(
+        self, path: Path, *, device: Device = "cpu", threads: int = 0, engine: Engine = "auto"
+    ):
         """Verify and load the artifact at `path`.
 
         Raises ArtifactError or DeviceUnavailable; see `open_artifact` and `Session`.
@@ -55,8 +62,8 @@ class OnnxEncoder:
             )
         except ValueError as error:
             raise ArtifactError(f"{path}: {error}") from None
-        self.session = Session(artifact, device=device, threads=threads)
-        self._reload = partial(Session, artifact, device=device, threads=threads)
+        self._reload = partial(Session, artifact, device=device, threads=threads, engine=engine)
+        self.session = self._reload()
 
     def renew(self) -> None:
         """Load the model into a new session; a call that hangs in the old one keeps that alone.
@@ -68,6 +75,12 @@ class OnnxEncoder:
     @property
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
+
+    @property
+    def engine(self) -> str:
+        session = self.session
+        reason = f" (not native: {session.reason})" if session.reason else ""
+        return f"{session.engine}, {session.arithmetic}{reason}"
 
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         return self.session.run(TokenBatch.pad(sequences, self.manifest.pad_id))

@@ -1,112 +1,148 @@
-"""Run an artifact: padded token ids in, normalised sentence vectors out.
+"""Run an artifact: token ids in, normalised sentence vectors out, on the engine that suits.
 
-The one place that imports an inference runtime. The export's parity gate runs this very
-class, so what was proved is what is served.
+On a CPU that is our own (`mexma.native`), where it was built, has a kernel for the processor
+that was found to be faster, and computes the artifact within its promise; else, and on CUDA, ONNX
+Runtime. Which one runs and why is in `engine` and `reason`; the service says both. This and
+`mexma.onnx_runtime` are the one place that imports an inference runtime. The export's parity gate
+runs this very class, so what was proved is what is served.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Read when the library is loaded. Without it onnxruntime 1.32 keeps a database of events in the user's
-# home and reports them to its maker over the network; its `disable_telemetry_events` comes too late.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime as ort
-
+from mexma import native
 from mexma.artifact import Artifact
-from mexma.errors import ArtifactError, DeviceUnavailable, EngineError
+from mexma.errors import DeviceUnavailable, EngineError
+from mexma.onnx_runtime import PROVIDERS, OnnxRuntime
 from mexma.text import TokenBatch
+from mexma.weights import UnknownGraph, read_weights
+
+__all__ = ["ENGINES", "PROVIDERS", "Device", "Engine", "Session"]
 
 Device = Literal["cpu", "cuda"]
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+Engine = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2", "portable", "onnxruntime"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+
+# Kernels that are chosen without being asked for: those that were measured to be faster than ONNX
+# Runtime. avx512_bf16 was slower than avx512 on the one processor that was at hand.
+CHOSEN = ("amx", "avx512")
+
+# What the manifest's precision promises of the arithmetic: fp32 vectors are the original's, compact
+# ones are off by rounding to 8 bits anyway.
+ARITHMETIC = {"fp32": ("fp32",), "compact": ("bf16", "fp32")}
 
 
 class Session:
-    """A loaded model on one device. `run` may be called from several threads."""
+    """A loaded model on one device. `run` may be called from several threads.
 
-    def __init__(self, artifact: Artifact, *, device: Device = "cpu", threads: int = 0):
+    engine: the kernel of our own that runs, or "onnxruntime". arithmetic: of its products.
+    reason: why it is not our own engine, "" when it is or when ONNX Runtime was asked for.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        device: Device = "cpu",
+        threads: int = 0,
+        engine: Engine = "auto",
+    ):
         """Load `artifact` on `device` with `threads` compute threads (0: one per core).
 
-        Raises DeviceUnavailable when the device cannot be used: there is no silent
-        fallback. Raises ArtifactError when the runtime cannot load the graph or its
-        inputs and outputs are not those of the manifest.
+        Raises DeviceUnavailable when the device or a kernel that is named cannot be used: only
+        "auto" chooses by itself. Raises ArtifactError when the runtime cannot load the graph or
+        its inputs and outputs are not those of the manifest.
         """
         self.device = device
         self.threads = threads or len(os.sched_getaffinity(0))
-        provider = PROVIDERS[device]
-        if provider not in ort.get_available_providers():
+        self.reason = ""
+        self._native: native.NativeEncoder | None = None
+        self._onnx: OnnxRuntime | None = None
+        if device == "cpu" and engine != "onnxruntime":
+            self._load_native(artifact, engine)
+        elif engine not in ("auto", "onnxruntime"):
             raise DeviceUnavailable(
-                f"device {device} was asked for, but the installed onnxruntime offers only "
-                f"{', '.join(ort.get_available_providers())}; install the extra "
-                f"{'gpu' if device == 'cuda' else 'cpu'} or choose another device"
+                f"engine {engine} runs on cpu, and device {device} was asked for; leave one out"
             )
+        if self._native is None:
+            self._onnx = OnnxRuntime(artifact, device=device, threads=self.threads)
+            self.engine = "onnxruntime"
+            precision = artifact.manifest.precision
+            self.arithmetic = "fp32" if precision == "compact" else precision
+        self._has_token_states = artifact.manifest.token_output_name is not None
+
+    def _load_native(self, artifact: Artifact, engine: Engine) -> None:
         manifest = artifact.manifest
         try:
-            self._session = ort.InferenceSession(
-                str(artifact.model), _options(self.threads), providers=[provider]
+            kernel = _kernel(engine, manifest.precision)
+            self._native = native.NativeEncoder(
+                read_weights(artifact),
+                kernel=kernel.name,
+                threads=self.threads,
+                mean_pooling=manifest.pooling == "mean",
+                normalise=manifest.architecture["normalise"],
             )
-        except Exception as error:  # the runtime's own exceptions derive from Exception alone
-            raise ArtifactError(f"{artifact.model}: the runtime refuses it: {error}") from error
-        if self._session.get_providers()[0] != provider:
-            raise DeviceUnavailable(
-                f"device {device} was asked for, but the runtime could not start it (driver or "
-                f"CUDA libraries missing?) and would have run on {self._session.get_providers()[0]}"
-            )
-        self._session.disable_fallback()
-        inputs = tuple(i.name for i in self._session.get_inputs())
-        outputs = {o.name: o.shape for o in self._session.get_outputs()}
-        if set(inputs) != set(manifest.input_names):
-            raise ArtifactError(
-                f"{artifact.model}: expected inputs {manifest.input_names}, found {inputs}"
-            )
-        if outputs.get(manifest.output_name, [None])[-1] != manifest.dim:
-            raise ArtifactError(
-                f"{artifact.model}: expected output {manifest.output_name} [batch, {manifest.dim}], "
-                f"found {outputs}"
-            )
-        if manifest.token_output_name not in (None, *outputs):
-            raise ArtifactError(
-                f"{artifact.model}: expected output {manifest.token_output_name}, found {outputs}"
-            )
-        self._ids, self._mask = manifest.input_names
-        self._output = manifest.output_name
-        self._token_output = manifest.token_output_name
+        except (DeviceUnavailable, UnknownGraph, ValueError, KeyError) as error:
+            if engine != "auto":
+                raise DeviceUnavailable(f"engine {engine} cannot be used: {error}") from error
+            self.reason = str(error)
+        else:
+            self.engine, self.arithmetic = kernel.name, kernel.arithmetic
+
+    @property
+    def pads(self) -> bool:
+        """Whether a batch costs its rectangle, `n * longest` tokens, and not only its tokens."""
+        return self._native is None
 
     def run(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Sentence vectors float32 `[n, dim]` of a batch. Raises EngineError."""
-        return self._run(self._output, batch)
+        if self._onnx is not None:
+            return self._onnx.run(batch)
+        assert self._native is not None  # noqa: S101  one of both is there
+        try:
+            return self._native.run(batch.tokens, batch.lengths)
+        except (IndexError, ValueError, MemoryError) as error:
+            raise EngineError(f"inference failed on {len(batch.lengths)} texts: {error}") from error
 
     def token_states(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Token states float32 `[n, longest, hidden]` of a batch, meaningless at padding.
 
         Raises EngineError, also when the artifact was exported without them.
         """
-        if self._token_output is None:
+        if not self._has_token_states:
             raise EngineError("this artifact has no token states; export it with --token-states")
-        return self._run(self._token_output, batch)
-
-    def _run(self, output: str, batch: TokenBatch) -> NDArray[np.float32]:
-        feed: dict[str, Any] = {self._ids: batch.ids, self._mask: batch.mask}
+        if self._onnx is not None:
+            return self._onnx.token_states(batch)
+        assert self._native is not None  # noqa: S101  one of both is there
         try:
-            (found,) = self._session.run([output], feed)
-        except Exception as error:
-            raise EngineError(f"inference failed on {batch.ids.shape}: {error}") from error
-        return np.asarray(found, np.float32)
+            packed = self._native.token_states(batch.tokens, batch.lengths)
+        except (IndexError, ValueError, MemoryError) as error:
+            raise EngineError(f"inference failed on {len(batch.lengths)} texts: {error}") from error
+        states = np.zeros((*batch.mask.shape, packed.shape[1]), np.float32)
+        states[batch.mask.astype(bool)] = packed
+        return states
 
 
-def _options(threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Weights stored in 8 or 4 bits are widened once, at load, and computed in fp32; with the
-    # runtime's own QDQ handling they would be re-quantised by operators that differ per CPU.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    # Threads that spin between operators steal the cores the HTTP server needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
+def _kernel(engine: Engine, precision: str) -> native.Kernel:
+    """The kernel to use. Raises DeviceUnavailable with the reason why there is none."""
+    if native.NOT_BUILT:
+        raise DeviceUnavailable(native.NOT_BUILT)
+    allowed = ARITHMETIC.get(precision)
+    if allowed is None:
+        raise DeviceUnavailable(f"artifacts of precision {precision} run under ONNX Runtime")
+    reasons = []
+    for kernel in native.kernels():
+        if kernel.name != engine and not (engine == "auto" and kernel.name in CHOSEN):
+            continue
+        if kernel.arithmetic not in allowed:
+            reasons.append(f"{kernel.name}: computes in {kernel.arithmetic}, not in fp32")
+        elif kernel.missing:
+            reasons.append(f"{kernel.name}: {kernel.missing}")
+        else:
+            return kernel
+    raise DeviceUnavailable("; ".join(reasons) or f"no kernel is called {engine}")

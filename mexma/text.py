@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -40,25 +41,40 @@ class Tokens:
         return len(self.ids)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TokenBatch:
-    """Token sequences padded to a rectangle.
+    """Token sequences that run together; each engine takes them as it needs them.
 
-    ids: int64 `[n, longest]`, padded on the right. mask: int64 `[n, longest]`, 1 for a
-    token and 0 for padding. Both C-contiguous.
+    sequences: each int64 `[length]`, length >= 1. tokens: int64, all of them one after the other.
+    lengths: int32 `[n]`. ids: int64 `[n, longest]`, padded on the right. mask: int64
+    `[n, longest]`, 1 for a token and 0 for padding. All C-contiguous, and made when first asked for.
     """
 
-    ids: NDArray[np.int64]
-    mask: NDArray[np.int64]
+    sequences: Sequence[NDArray[np.int64]]
+    pad_id: int
 
     @classmethod
     def pad(cls, sequences: Sequence[NDArray[np.int64]], pad_id: int) -> TokenBatch:
-        """Pad `sequences` (each int64 `[length]`, length >= 1) to the longest of them."""
-        lengths = np.array([len(s) for s in sequences])
-        mask = (np.arange(lengths.max())[None, :] < lengths[:, None]).astype(np.int64)
-        ids = np.full(mask.shape, pad_id, np.int64)
-        ids[mask.astype(bool)] = np.concatenate(sequences)
-        return cls(ids, mask)
+        """A batch of `sequences`, in which `pad_id` stands for no token."""
+        return cls(sequences, pad_id)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        return np.array([len(s) for s in self.sequences], np.int32)
+
+    @cached_property
+    def tokens(self) -> NDArray[np.int64]:
+        return np.concatenate(self.sequences)
+
+    @cached_property
+    def mask(self) -> NDArray[np.int64]:
+        return (np.arange(self.lengths.max())[None, :] < self.lengths[:, None]).astype(np.int64)
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        ids = np.full(self.mask.shape, self.pad_id, np.int64)
+        ids[self.mask.astype(bool)] = self.tokens
+        return ids
 
 
 class TextTokenizer:

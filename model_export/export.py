@@ -102,7 +102,12 @@ def export(
         write_manifest(directory, manifest)
         served = OnnxEncoder(directory)
         say("proving it against torch; this takes most of the time")
-        report = parity.measure(checkpoint, served, per_language=sentences_per_language)
+        others = []
+        if served.session.engine != "onnxruntime":
+            others.append(OnnxEncoder(directory, engine="onnxruntime"))
+        report = parity.measure(
+            checkpoint, served, others=others, per_language=sentences_per_language
+        )
         manifest = replace(manifest, parity=parity.check(report, bounds))
         write_manifest(directory, manifest)
     size = sum(record.bytes for record in manifest.files.values())

@@ -1,6 +1,7 @@
 """The gate: do the exported vectors equal the original's, in the class that serves them?
 
-Torch in fp32 on one side, `mexma.encoder.OnnxEncoder` on the other, over sentences in 42
+Torch in fp32 on one side, `mexma.encoder.OnnxEncoder` on the other, on the engine that is chosen
+here and on ONNX Runtime, which another machine may have to choose; over sentences in 42
 languages (`mexma.sample`) and sequences of lengths from one content token to the limit.
 Each sequence goes through the artifact twice, alone and batched with others, because a
 service batches strangers together and must not change their vectors by it.
@@ -134,9 +135,16 @@ def torch_vectors(
 
 
 def measure(
-    checkpoint: Checkpoint, artifact: OnnxEncoder, *, per_language: int = SENTENCES_PER_LANGUAGE
+    checkpoint: Checkpoint,
+    artifact: OnnxEncoder,
+    *,
+    others: Sequence[OnnxEncoder] = (),
+    per_language: int = SENTENCES_PER_LANGUAGE,
 ) -> dict[str, Any]:
     """Compare, and return what the manifest will say under `parity`.
+
+    others: the same artifact on further engines, which another machine may choose; of these only
+    the vectors are compared.
 
     Raises ParityError when the artifact tokenizes differently; bounds are not looked at.
     """
@@ -180,6 +188,18 @@ def measure(
     }
     if artifact.manifest.token_output_name is not None:
         report["token_states_max_abs"] = _token_states(checkpoint.encoder, artifact, proof)
+    report["engine"] = artifact.engine
+    report["other_engines"] = {
+        other.engine: float(
+            _cosines(
+                reference,
+                _in_batches(
+                    other.session.run, proof.sequences, pad, dim, f"artifact, {other.engine}"
+                ),
+            ).min()
+        )
+        for other in others
+    }
     report["versions"] = {n: version(n) for n in ("torch", "onnxruntime", "numpy", "tokenizers")}
     report["machine"] = f"{platform.machine()}, {artifact.session.device}"
     rounded: dict[str, Any] = _rounded(report)
@@ -195,6 +215,11 @@ def check(report: dict[str, Any], bounds: Bounds) -> dict[str, Any]:
     for name, bound in least.items():
         if not report[name] >= bound:  # also when it is not a number
             raise ParityError(f"{name} must be at least {bound}, found {report[name]}")
+    for engine, least_cosine in report.get("other_engines", {}).items():
+        if not least_cosine >= bounds.cosine:
+            raise ParityError(
+                f"cosine_min on {engine} must be at least {bounds.cosine}, found {least_cosine}"
+            )
     lost = report["retrieval_points_lost"]
     if not lost <= bounds.retrieval_points:
         raise ParityError(

@@ -2,7 +2,7 @@
 
     compact  The embedding table in 4-bit blocks, which stay packed in memory: rows are widened
              as they are looked up. The layers' matrices in 4-bit blocks where that is exact,
-             else in 8-bit ones, widened to fp32 once, at load (`mexma.session` asks for that).
+             else in 8-bit ones, widened to fp32 once, at load (`mexma.onnx_runtime` asks for that).
              Arithmetic is fp32 throughout.
     int8     The table likewise, in 8 bits where 4 are not exact. The layers' matrices in 8 bits
              with one scale per output; activations in 8 bits with one scale per token, so a

@@ -111,9 +111,13 @@ def _serve_all(
 ) -> None:
     """Load everything and serve it, at `listener` or for HTTP workers at sockets in `folder`."""
     encoder, *further = (
-        OnnxEncoder(path, device=settings.device, threads=settings.threads)
+        OnnxEncoder(path, device=settings.device, threads=settings.threads, engine=settings.engine)
         for path in (settings.model, *settings.further_models)
     )
+    for loaded in (encoder, *further):
+        log.info("%s runs on %s", loaded.manifest.name, loaded.engine)
+        if loaded.session.reason:
+            log.warning("not on the native engine: %s", loaded.session.reason)
     store, place = _store(settings, encoder.session.threads)
     host, port = listener.getsockname()[:2]
     log.info(

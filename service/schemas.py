@@ -207,6 +207,10 @@ class ModelCard(BaseModel):
     max_tokens: int
     pooling: str
     precision: str
+    engine: str = Field(
+        description="What computes it: a kernel of the native engine or onnxruntime, its arithmetic, "
+        "and for onnxruntime why it is not the native engine."
+    )
     prefix: str
     source: dict[str, Any]
     quality: dict[str, Any]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from mexma.session import Engine
 from service.logs import LogFormat
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "default"
@@ -47,6 +48,13 @@ class Settings(BaseSettings):
         "cpu",
         description="Where the model runs. With cuda, a machine on which CUDA does not start is "
         "refused at start; the service never falls back to the CPU by itself.",
+    )
+    engine: Engine = Field(
+        "auto",
+        description="What computes on a CPU. auto takes this project's own amx (bf16, for compact "
+        "artifacts) or avx512 (fp32) where the processor has it, and ONNX Runtime elsewhere; "
+        "avx512_bf16, avx2 and portable must be named. `/v1/models` and the log say which, and why. "
+        "Naming one insists on it: a machine that cannot run it is refused at start.",
     )
     threads: int = Field(
         0,

@@ -52,6 +52,7 @@ class FakeEncoder:
             files={"model.onnx": record, "tokenizer.json": record},
         )  # fmt: skip
         self.tokenizer = TextTokenizer(byte_tokenizer_json(), max_tokens=max_tokens)
+        self.engine = "fake"
         self.broken = False
         self.poison: int | None = None
         self.not_finite: int | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from mexma.artifact import Manifest
+from mexma.encoder import Encoder
 from service.caller import Caller, caller
 from service.embedder import Embedded, Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
@@ -54,7 +54,7 @@ def router(state: State) -> APIRouter:
     @routes.get("/v1/models", response_model=ModelList)
     async def list_models() -> ModelList:
         """The models that are served, each with its card; the default first."""
-        return ModelList(data=[_card(embedder.encoder.manifest) for embedder in state.encoders])
+        return ModelList(data=[_card(embedder.encoder) for embedder in state.encoders])
 
     return routes
 
@@ -79,7 +79,8 @@ async def answer(
     )
 
 
-def _card(manifest: Manifest) -> ModelCard:
+def _card(encoder: Encoder) -> ModelCard:
+    manifest = encoder.manifest
     return ModelCard(
         id=manifest.name,
         fingerprint=manifest.fingerprint,
@@ -87,6 +88,7 @@ def _card(manifest: Manifest) -> ModelCard:
         max_tokens=manifest.max_tokens,
         pooling=manifest.pooling,
         precision=manifest.precision,
+        engine=encoder.engine,
         prefix=manifest.prefix,
         source=manifest.source,
         quality=_means(manifest.quality),

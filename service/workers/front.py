@@ -45,6 +45,8 @@ PROBE_TIMEOUT_S = 8.0
 class TokenizingEncoder:
     """An encoder whose engine is elsewhere."""
 
+    engine = "in another process"
+
     def __init__(self, manifest: Manifest, tokenizer: TextTokenizer):
         self.manifest = manifest
         self.tokenizer = tokenizer

@@ -13,7 +13,7 @@ LOAD = """
 from pathlib import Path
 from mexma.artifact import open_artifact
 from mexma.session import Session
-Session(open_artifact(Path("models/default")))
+Session(open_artifact(Path("models/default")), engine="onnxruntime")
 """
 
 

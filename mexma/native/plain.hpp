@@ -1,0 +1,199 @@
+// fp32 arithmetic written with the compiler's own vectors, which it maps to whatever the instruction
+// set has: 512, 256 or 128 bits. Included after forward.hpp, in the same namespace.
+
+typedef int32_t I __attribute__((vector_size(64), aligned(4), may_alias));
+
+static inline V largest(V a, V b) { return a > b ? a : b; }
+
+// e^x for x <= 0, to the last bit or two; 0 below -87, NaN for NaN.
+static inline V exp_negative(V x) {
+  const V magic = spread(12582912.0f);
+  V c = x < -87.0f ? spread(-87.0f) : x;
+  const V n = (c * 1.44269504f + magic) - magic;
+  const V f = (c - n * 0.693359375f) - n * -2.12194440e-4f;
+  V p = spread(1.9875691500e-4f);
+  p = p * f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  const I power = (__builtin_convertvector(n, I) + 127) << 23;
+  const V scaled = p * (V)power;
+  const V finite = x < -87.0f ? V{} : scaled;
+  return x == x ? finite : x;
+}
+
+// x times the normal distribution function; erf by Abramowitz and Stegun 7.1.26, off by 1.5e-7 at most.
+static inline V gelu_exact(V x) {
+  const V z = (x < 0.0f ? -x : x) * 0.70710678f;
+  const V t = 1.0f / (1.0f + 0.3275911f * z);
+  V p = spread(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const V tail = 0.5f * p * t * exp_negative(-z * z);  // of the distribution beyond |x|
+  return x * (x < 0.0f ? tail : 1.0f - tail);
+}
+
+// Attention of one head in fp32, whatever the elements are: scores row by row, 4 rows at a time.
+template <class A>
+struct RowAttention {
+  using Element = typename A::Element;
+
+  static size_t bytes(int blocks, int length) {
+    const size_t keys = (size_t(length) + 15) / 16 * 16;
+    return (keys * 32 * blocks * 2 + 4 * keys + 4 * 32 * blocks) * 4;
+  }
+
+  static void run(const Model& m, const Element* wide, Element* mixed, int stride, int start, int length, int head,
+                  char* scratch) {
+    const int d = m.head_blocks, width = 32 * d, keys = (length + 15) / 16 * 16;
+    const size_t step = size_t(stride) * BLOCK;
+    const Element* query = wide + size_t(head) * d * step + size_t(start) * BLOCK;
+    const Element* key = query + size_t(m.heads) * d * step;
+    const Element* value = key + size_t(m.heads) * d * step;
+    Element* out = mixed + size_t(head) * d * step + size_t(start) * BLOCK;
+    auto* columns = reinterpret_cast<float*>(scratch);  // keys, [width, keys]
+    float* values = columns + size_t(width) * keys;     // [keys, width]
+    float* scores = values + size_t(width) * keys;      // [4, keys]
+    float* queries = scores + 4 * keys;                 // [4, width]
+    for (int t = 0; t < length; t++)
+      for (int b = 0; b < d; b++)
+        for (int c = 0; c < 32; c += 16) {
+          float lanes[16];
+          store(lanes, A::widen(key + b * step + t * BLOCK + c));
+          for (int i = 0; i < 16; i++) columns[size_t(32 * b + c + i) * keys + t] = lanes[i];
+          store(values + size_t(t) * width + 32 * b + c, A::widen(value + b * step + t * BLOCK + c));
+        }
+    for (int c = 0; c < width; c++)
+      for (int t = length; t < keys; t++) columns[size_t(c) * keys + t] = 0;
+    for (int first = 0; first < length; first += 4) {
+      const int rows = length - first < 4 ? length - first : 4;
+      for (int r = 0; r < 4; r++)
+        for (int b = 0; b < d; b++)
+          for (int c = 0; c < 32; c += 16)
+            store(queries + r * width + 32 * b + c, r < rows ? A::widen(query + b * step + (first + r) * BLOCK + c) : V{});
+      for (int j = 0; j < keys; j += 16) {
+        V s[4] = {};
+        for (int c = 0; c < width; c++) {
+          const V k = load(columns + size_t(c) * keys + j);
+          for (int r = 0; r < 4; r++) s[r] += queries[r * width + c] * k;
+        }
+        for (int r = 0; r < 4; r++) store(scores + r * keys + j, s[r]);
+      }
+      for (int r = 0; r < rows; r++) {
+        float* row = scores + r * keys;
+        for (int j = length; j < keys; j++) row[j] = -__builtin_inff();
+        V most = load(row);
+        for (int j = 16; j < keys; j += 16) most = largest(most, load(row + j));
+        float lanes[16];
+        store(lanes, most);
+        float top = lanes[0];
+        for (int i = 1; i < 16; i++) top = lanes[i] > top ? lanes[i] : top;
+        V total{};
+        for (int j = 0; j < keys; j += 16) {
+          const V p = exp_negative((load(row + j) - top) * 0.69314718f);
+          store(row + j, p);
+          total += p;
+        }
+        const V factor = spread(1.0f / sum(total));
+        for (int j = 0; j < keys; j += 16) store(row + j, load(row + j) * factor);
+      }
+      for (int b = 0; b < d; b++) {
+        V low[4] = {}, high[4] = {};
+        for (int j = 0; j < length; j++) {
+          const V v0 = load(values + size_t(j) * width + 32 * b), v1 = load(values + size_t(j) * width + 32 * b + 16);
+          for (int r = 0; r < 4; r++) {
+            low[r] += scores[r * keys + j] * v0;
+            high[r] += scores[r * keys + j] * v1;
+          }
+        }
+        for (int r = 0; r < rows; r++) A::store(out + b * step + (first + r) * BLOCK, low[r], high[r]);
+      }
+    }
+  }
+};
+
+// ROWS: rows multiplied at once, as many as there are registers for; divides 16.
+template <int ROWS>
+struct Plain {
+  using Element = float;
+
+  static inline V widen(const float* p) { return load(p); }
+  static inline void store(float* p, V low, V high) {
+    *reinterpret_cast<V*>(p) = low;
+    *reinterpret_cast<V*>(p + 16) = high;
+  }
+  static void enter() {}
+  static void leave() {}
+
+  static inline void block(const float* a, size_t a_step, const float* b, int k_blocks, V (&sums)[ROWS][2]) {
+    for (int block = 0; block < k_blocks; block++, a += a_step)
+      for (int k = 0; k < 32; k++, b += 32) {
+        const V low = load(b), high = load(b + 16);
+        for (int r = 0; r < ROWS; r++) {
+          sums[r][0] += a[r * 32 + k] * low;
+          sums[r][1] += a[r * 32 + k] * high;
+        }
+      }
+  }
+
+  template <bool ACTIVATE>
+  static void multiply(const float* x, int stride, int rows, const Matrix& matrix, int from, int to, float* out, char*) {
+    const size_t step = size_t(stride) * BLOCK;
+    for (int panel = from; panel < to; panel++) {
+      const float* b = static_cast<const float*>(matrix.packed) + size_t(panel) * matrix.k * BLOCK;
+      const float* bias = matrix.bias + panel * BLOCK;
+      for (int row = 0; row < rows; row += ROWS) {
+        V sums[ROWS][2];
+        for (auto& s : sums) s[0] = load(bias), s[1] = load(bias + 16);
+        block(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
+        for (int r = 0; r < ROWS; r++)
+          store(out + panel * step + (row + r) * BLOCK, ACTIVATE ? gelu_exact(sums[r][0]) : sums[r][0],
+                ACTIVATE ? gelu_exact(sums[r][1]) : sums[r][1]);
+      }
+    }
+  }
+
+  static void add_product(const float* x, int stride, int rows, const Matrix& matrix, int from, int to, float* residual,
+                          int width, char*) {
+    const size_t step = size_t(stride) * BLOCK;
+    for (int panel = from; panel < to; panel++) {
+      const float* b = static_cast<const float*>(matrix.packed) + size_t(panel) * matrix.k * BLOCK;
+      for (int row = 0; row < rows; row += ROWS) {
+        float* c = residual + size_t(row) * width + panel * BLOCK;
+        V sums[ROWS][2];
+        for (int r = 0; r < ROWS; r++) sums[r][0] = load(c + size_t(r) * width), sums[r][1] = load(c + size_t(r) * width + 16);
+        block(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
+        for (int r = 0; r < ROWS; r++) store(c + size_t(r) * width, sums[r][0], sums[r][1]);
+      }
+    }
+  }
+
+  static void attention(const Model& m, const float* wide, float* mixed, int stride, int start, int length, int head,
+                        char* scratch) {
+    RowAttention<Plain>::run(m, wide, mixed, stride, start, length, head, scratch);
+  }
+};
+
+static size_t plain_packed_bytes(int k, int n) { return size_t(k) * n * 4; }
+
+static void plain_pack(const float* matrix, int k, int n, void* packed) {
+  auto* out = static_cast<float*>(packed);
+  for (int panel = 0; panel < n / BLOCK; panel++)
+    for (int row = 0; row < k; row++)
+      for (int i = 0; i < BLOCK; i++) *out++ = matrix[size_t(row) * n + panel * BLOCK + i];
+}
+
+template <class A>
+static size_t row_scratch_bytes(const Model& m, int longest) {
+  const size_t attention = RowAttention<A>::bytes(m.head_blocks, longest), row = size_t(m.padded_hidden) * 4;
+  return attention > row ? attention : row;
+}
+
+template <class A>
+static void run_forward(const Model& model, const Workspace& workspace, const Piece& piece, const Team& team) {
+  forward<A>(model, workspace, piece, team);
+}

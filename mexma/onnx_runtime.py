@@ -1,0 +1,105 @@
+"""An artifact under ONNX Runtime: what CUDA uses, and a CPU where our own engine cannot run it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Read when the library is loaded. Without it onnxruntime 1.32 keeps a database of events in the user's
+# home and reports them to its maker over the network; its `disable_telemetry_events` comes too late.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime as ort
+
+from mexma.artifact import Artifact
+from mexma.errors import ArtifactError, DeviceUnavailable, EngineError
+from mexma.text import TokenBatch
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxRuntime:
+    """A graph on one device. `run` may be called from several threads."""
+
+    def __init__(self, artifact: Artifact, *, device: str, threads: int):
+        """Load `artifact` on `device`, "cpu" or "cuda", with `threads` compute threads.
+
+        Raises DeviceUnavailable when the device cannot be used: there is no silent
+        fallback. Raises ArtifactError when the runtime cannot load the graph or its
+        inputs and outputs are not those of the manifest.
+        """
+        provider = PROVIDERS[device]
+        if provider not in ort.get_available_providers():
+            raise DeviceUnavailable(
+                f"device {device} was asked for, but the installed onnxruntime offers only "
+                f"{', '.join(ort.get_available_providers())}; install the extra "
+                f"{'gpu' if device == 'cuda' else 'cpu'} or choose another device"
+            )
+        manifest = artifact.manifest
+        try:
+            self._session = ort.InferenceSession(
+                str(artifact.model), _options(threads), providers=[provider]
+            )
+        except Exception as error:  # the runtime's own exceptions derive from Exception alone
+            raise ArtifactError(f"{artifact.model}: the runtime refuses it: {error}") from error
+        if self._session.get_providers()[0] != provider:
+            raise DeviceUnavailable(
+                f"device {device} was asked for, but the runtime could not start it (driver or "
+                f"CUDA libraries missing?) and would have run on {self._session.get_providers()[0]}"
+            )
+        self._session.disable_fallback()
+        inputs = tuple(i.name for i in self._session.get_inputs())
+        outputs = {o.name: o.shape for o in self._session.get_outputs()}
+        if set(inputs) != set(manifest.input_names):
+            raise ArtifactError(
+                f"{artifact.model}: expected inputs {manifest.input_names}, found {inputs}"
+            )
+        if outputs.get(manifest.output_name, [None])[-1] != manifest.dim:
+            raise ArtifactError(
+                f"{artifact.model}: expected output {manifest.output_name} [batch, {manifest.dim}], "
+                f"found {outputs}"
+            )
+        if manifest.token_output_name not in (None, *outputs):
+            raise ArtifactError(
+                f"{artifact.model}: expected output {manifest.token_output_name}, found {outputs}"
+            )
+        self._ids, self._mask = manifest.input_names
+        self._output = manifest.output_name
+        self._token_output = manifest.token_output_name
+
+    def run(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Sentence vectors float32 `[n, dim]` of a batch. Raises EngineError."""
+        return self._run(self._output, batch)
+
+    def token_states(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Token states float32 `[n, longest, hidden]` of a batch, meaningless at padding.
+
+        Raises EngineError, also when the artifact was exported without them.
+        """
+        if self._token_output is None:
+            raise EngineError("this artifact has no token states; export it with --token-states")
+        return self._run(self._token_output, batch)
+
+    def _run(self, output: str, batch: TokenBatch) -> NDArray[np.float32]:
+        feed: dict[str, Any] = {self._ids: batch.ids, self._mask: batch.mask}
+        try:
+            (found,) = self._session.run([output], feed)
+        except Exception as error:
+            raise EngineError(f"inference failed on {batch.ids.shape}: {error}") from error
+        return np.asarray(found, np.float32)
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Weights stored in 8 or 4 bits are widened once, at load, and computed in fp32; with the
+    # runtime's own QDQ handling they would be re-quantised by operators that differ per CPU.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # Threads that spin between operators steal the cores the HTTP server needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options

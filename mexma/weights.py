@@ -1,0 +1,253 @@
+"""An encoder's weights out of an artifact's graph, or the reason why they cannot be had.
+
+The engine of our own (`mexma.native`) computes what the graph says without running it, so the
+graph has to be one that it knows: operator by operator what `model_export` writes for the
+manifest's architecture in the precisions fp32 and compact. Anything else is refused here and
+runs under ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma.artifact import Artifact
+from mexma.errors import ArtifactError
+from mexma.onnx_file import Graph, Operator, read_graph
+
+Float = NDArray[np.float32]
+
+LAYER = (
+    "MatMul", "Add", "MatMul", "Add", "MatMul", "Add", "MultiHeadAttention",
+    "MatMul", "Add", "Add", "LayerNormalization",
+    "MatMul", "Add", "Gelu", "MatMul", "Add", "Add", "LayerNormalization",
+)  # fmt: skip
+# What makes the position table's slice, the lengths, and weights of fewer bits; no layer's work.
+ASIDE = {
+    "Shape", "Squeeze", "Reshape", "Slice", "ReduceSum", "Cast", "DequantizeLinear",
+}  # fmt: skip
+POOLING_MEAN = ["Unsqueeze", "Mul", "Div"]
+POOLING_FIRST = ["Gather"]
+HEAD = ["MatMul", "Add", "Tanh"], ["Gemm", "Tanh"]
+NORMALISE = ["ReduceL2", "Clip", "Concat", "Expand", "Div"]
+BLOCK = 32
+
+
+class UnknownGraph(ArtifactError):
+    """The graph is not one that our own engine computes; says what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """matrix: float32 `[inputs, outputs]`. bias: float32 `[outputs]`."""
+
+    matrix: Float
+    bias: Float
+
+
+@dataclass(frozen=True)
+class Norm:
+    """weight, bias: float32 `[hidden]`."""
+
+    weight: Float
+    bias: Float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's weights, as the graph holds them."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+    attention_out: Linear
+    attention_norm: Norm
+    widen: Linear
+    narrow: Linear
+    output_norm: Norm
+
+
+@dataclass(frozen=True)
+class Table:
+    """Token vectors as stored, flat. bits: 32 for float32 in `codes`; 4 or 8 for codes, unsigned, in
+    blocks of 32 that share one of `scales`, float16."""
+
+    codes: NDArray[Any]
+    scales: NDArray[Any] | None
+    bits: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """positions: float32 `[places, hidden]`, the segment's vector added. head: after pooling."""
+
+    table: Table
+    positions: Float
+    embedding_norm: Norm
+    layers: list[Layer]
+    head: Linear | None
+    heads: int
+    norm_eps: float
+
+
+def read_weights(artifact: Artifact) -> EncoderWeights:
+    """The weights of a verified artifact; matrices are widened to fp32 one by one, the table not.
+
+    Raises UnknownGraph.
+    """
+    manifest = artifact.manifest
+    if manifest.precision not in ("fp32", "compact"):
+        raise UnknownGraph(
+            f"{artifact.model}: precision {manifest.precision} is ONNX Runtime's; the native engine "
+            "runs fp32 and compact"
+        )
+    reader = _Reader(artifact, read_graph(artifact.model))
+    try:
+        return reader.encoder()
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise UnknownGraph(f"{artifact.model}: not a graph of this version's: {error!r}") from error
+
+
+class _Reader:
+    def __init__(self, artifact: Artifact, graph: Graph):
+        self.where = str(artifact.model)
+        self.manifest = artifact.manifest
+        self.graph = graph
+        self.made_by = {name: o for o in graph.operators for name in o.outputs}
+
+    def encoder(self) -> EncoderWeights:
+        shape = self.manifest.architecture
+        embedding, *work = self._work(shape)
+        norm_eps = float(embedding.numbers["epsilon"])
+        layers, state = [], embedding.outputs[0]
+        for index in range(shape["layers"]):
+            part = work[index * len(LAYER) : (index + 1) * len(LAYER)]
+            layer, state = self._layer(part, state, shape["heads"])
+            layers.append(layer)
+        first, hidden = shape["first_position"], shape["hidden"]
+        positions = self._array("encoder.embeddings.positions.weight")[first:]
+        head = self._head(work[len(LAYER) * shape["layers"] :]) if shape["head"] else None
+        self._same(positions.shape[1], hidden, "columns of the position table")
+        cut = next(o for o in self.graph.operators if o.kind == "Slice")
+        self._same(cut.inputs[0], "encoder.embeddings.positions.weight", "what is cut")
+        start = self.graph.weights[cut.inputs[1]].array().tolist()
+        self._same(start, [first], "first row of the position table")
+        return EncoderWeights(
+            table=self._table(hidden),
+            positions=positions + self._array("encoder.embeddings.segment"),
+            embedding_norm=self._norm(embedding),
+            layers=layers,
+            head=head,
+            heads=shape["heads"],
+            norm_eps=norm_eps,
+        )
+
+    def _work(self, shape: dict[str, Any]) -> list[Operator]:
+        """The operators from the embeddings' normalisation on, checked to be the expected ones."""
+        operators = [o for o in self.graph.operators if o.kind not in ASIDE]
+        kinds = [o.kind for o in operators]
+        start = kinds.index("LayerNormalization")
+        lookup = kinds[:start]
+        gathers = [kind for kind in lookup if kind != "Add"]
+        if gathers not in (["Gather"], ["GatherBlockQuantized"]):
+            raise UnknownGraph(f"{self.where}: expected a look-up of tokens first, found {lookup}")
+        pooling = POOLING_MEAN if self.manifest.pooling == "mean" else POOLING_FIRST
+        tail = NORMALISE if shape["normalise"] else []
+        heads = HEAD if shape["head"] else ([],)
+        expected = ["LayerNormalization", *LAYER * shape["layers"], *pooling]
+        wanted = [[*expected, *head, *tail] for head in heads]
+        if kinds[start:] not in wanted:
+            at = next(
+                (
+                    i
+                    for i, (a, b) in enumerate(zip(wanted[0], kinds[start:], strict=False))
+                    if a != b
+                ),
+                min(len(wanted[0]), len(kinds) - start),
+            )
+            raise UnknownGraph(
+                f"{self.where}: expected {wanted[0][at : at + 3]} as operator {start + at}, "
+                f"found {kinds[start + at : start + at + 3]}"
+            )
+        return operators[start:]
+
+    def _layer(self, part: list[Operator], state: str, heads: int) -> tuple[Layer, str]:
+        """The layer that `part` computes from `state`, and the name of what it gives."""
+        attention = part[6]
+        self._same(attention.numbers["num_heads"], heads, "attention heads")
+        inputs = tuple(part[i].outputs[0] for i in (1, 3, 5))
+        self._same(attention.inputs[:3], inputs, "inputs of attention")
+        middle = part[10].outputs[0]
+        layer = Layer(
+            query=self._linear(part[0], part[1], state),
+            key=self._linear(part[2], part[3], state),
+            value=self._linear(part[4], part[5], state),
+            attention_out=self._linear(part[7], part[8], attention.outputs[0]),
+            attention_norm=self._norm(part[10]),
+            widen=self._linear(part[11], part[12], middle),
+            narrow=self._linear(part[14], part[15], part[13].outputs[0]),
+            output_norm=self._norm(part[17]),
+        )
+        self._same(part[13].inputs, part[12].outputs, "input of Gelu")
+        for added, norm, before, product in (
+            (part[9], part[10], state, part[8]),
+            (part[16], part[17], middle, part[15]),
+        ):
+            self._same(set(added.inputs), {before, product.outputs[0]}, "what is added")
+            self._same(norm.inputs[0], added.outputs[0], "what is normalised")
+        return layer, part[17].outputs[0]
+
+    def _linear(self, product: Operator, added: Operator, state: str) -> Linear:
+        self._same(product.inputs[0], state, "input of a product")
+        bias = [name for name in added.inputs if name != product.outputs[0]]
+        self._same(len(bias), 1, "biases of a product")
+        return Linear(self._matrix(product.inputs[1]), self._array(bias[0]))
+
+    def _matrix(self, name: str) -> Float:
+        if name in self.graph.weights:
+            return self._array(name)
+        widened = self.made_by[name]
+        self._same(widened.kind, "DequantizeLinear", "what makes a matrix")
+        self._same(widened.numbers["block_size"], BLOCK, "weights that share a scale")
+        self._same(widened.numbers["axis"], 0, "the axis of shared scales")
+        codes = self.graph.weights[widened.inputs[0]].array()  # [inputs, outputs]
+        cast = self.made_by[widened.inputs[1]]
+        scales = self.graph.weights[cast.inputs[0]].array().astype(np.float32)
+        blocks = codes.reshape(len(scales), BLOCK, -1).astype(np.float32)
+        return (blocks * scales[:, None]).reshape(codes.shape)
+
+    def _head(self, after: list[Operator]) -> Linear:
+        product = next(o for o in after if o.kind in ("MatMul", "Gemm"))
+        if product.kind == "Gemm":
+            matrix = self._array(product.inputs[1])
+            turned = product.numbers.get("transB", 0)
+            return Linear(matrix.T if turned else matrix, self._array(product.inputs[2]))
+        added = after[after.index(product) + 1]
+        return self._linear(product, added, product.inputs[0])
+
+    def _table(self, hidden: int) -> Table:
+        lookup = next(o for o in self.graph.operators if o.kind.startswith("Gather"))
+        stored = self.graph.weights[lookup.inputs[0]]
+        rows = stored.shape[0]
+        if lookup.kind == "Gather":
+            self._same(stored.shape, (rows, hidden), "the token table's shape")
+            return Table(stored.stored, None, 32, rows)
+        bits = int(lookup.numbers["bits"])
+        self._same(stored.shape, (rows, hidden * bits // 8), "the token table's shape")
+        self._same(lookup.numbers["block_size"], BLOCK, "codes that share a scale")
+        cast = self.made_by[lookup.inputs[2]]
+        return Table(stored.stored, self.graph.weights[cast.inputs[0]].stored, bits, rows)
+
+    def _norm(self, operator: Operator) -> Norm:
+        return Norm(self._array(operator.inputs[1]), self._array(operator.inputs[2]))
+
+    def _array(self, name: str) -> Float:
+        return self.graph.weights[name].array().astype(np.float32, copy=False)
+
+    def _same(self, found: object, expected: object, what: str) -> None:
+        if found != expected:
+            raise UnknownGraph(f"{self.where}: {what}: expected {expected}, found {found}")

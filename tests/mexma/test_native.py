@@ -1,0 +1,280 @@
+"""The native engine against an independent encoder in numpy, on every kernel this processor has."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mexma import native
+from mexma.native import NativeEncoder
+from mexma.weights import EncoderWeights, Layer, Linear, Norm, Table
+
+KERNELS = [k.name for k in native.kernels() if not k.missing]
+ARITHMETIC = {k.name: k.arithmetic for k in native.kernels()}
+BOUND = {"fp32": 1 - 2e-6, "bf16": 0.9995}
+PLACES, VOCABULARY = 512, 300
+
+
+def random_weights(
+    *, hidden=64, heads=4, intermediate=96, layers=2, head=None, seed=0, sharpness=1.0
+) -> EncoderWeights:
+    """A small encoder. sharpness: how far attention's scores lie apart."""
+    rng = np.random.default_rng(seed)
+
+    def linear(n: int, m: int, scale: float = 1.0) -> Linear:
+        matrix = rng.normal(0, scale * n**-0.5, (n, m)).astype(np.float32)
+        return Linear(matrix, rng.normal(0, 0.1, m).astype(np.float32))
+
+    def norm() -> Norm:
+        return Norm(*(rng.normal(mean, 0.1, hidden).astype(np.float32) for mean in (1, 0)))
+
+    return EncoderWeights(
+        table=Table(rng.normal(size=VOCABULARY * hidden).astype(np.float32), None, 32, VOCABULARY),
+        positions=rng.normal(0, 0.3, (PLACES, hidden)).astype(np.float32),
+        embedding_norm=norm(),
+        layers=[
+            Layer(
+                query=linear(hidden, hidden, sharpness),
+                key=linear(hidden, hidden),
+                value=linear(hidden, hidden),
+                attention_out=linear(hidden, hidden),
+                attention_norm=norm(),
+                widen=linear(hidden, intermediate),
+                narrow=linear(intermediate, hidden),
+                output_norm=norm(),
+            )
+            for _ in range(layers)
+        ],
+        head=linear(hidden, head) if head else None,
+        heads=heads,
+        norm_eps=1e-5,
+    )
+
+
+def engine(weights: EncoderWeights, kernel: str, **options) -> NativeEncoder:
+    options = {"threads": 2, "mean_pooling": True, "normalise": True} | options
+    return NativeEncoder(weights, kernel=kernel, **options)
+
+
+def run(encoder: NativeEncoder, sequences: list[np.ndarray]) -> np.ndarray:
+    return encoder.run(np.concatenate(sequences), np.array([len(s) for s in sequences], np.int32))
+
+
+def sequence(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([length, seed]).integers(0, VOCABULARY, length)
+
+
+erf = np.vectorize(math.erf)
+
+
+def reference(w: EncoderWeights, ids: np.ndarray, *, mean=True, normalise=True) -> np.ndarray:
+    """One sequence's vector in double precision, straight from the definition."""
+
+    def norm(x, n):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + w.norm_eps) * n.weight + n.bias
+
+    def product(x, linear):
+        return x @ linear.matrix.astype(np.float64) + linear.bias
+
+    hidden = w.positions.shape[1]
+    table = w.table.codes.reshape(-1, hidden).astype(np.float64)
+    x = norm(table[ids] + w.positions[: len(ids)], w.embedding_norm)
+    for layer in w.layers:
+        q, k, v = (
+            product(x, p).reshape(len(ids), w.heads, -1).swapaxes(0, 1)
+            for p in (layer.query, layer.key, layer.value)
+        )
+        scores = q @ k.swapaxes(1, 2) / math.sqrt(q.shape[-1])
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = (p / p.sum(-1, keepdims=True)) @ v
+        mixed = mixed.swapaxes(0, 1).reshape(len(ids), hidden)
+        x = norm(x + product(mixed, layer.attention_out), layer.attention_norm)
+        wide = product(x, layer.widen)
+        wide = wide * 0.5 * (1 + erf(wide / math.sqrt(2)))
+        x = norm(x + product(wide, layer.narrow), layer.output_norm)
+    pooled = x.mean(0) if mean else x[0]
+    if w.head is not None:
+        pooled = np.tanh(product(pooled, w.head))
+    return pooled / np.linalg.norm(pooled) if normalise else pooled
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_it_was_built():
+    assert native.NOT_BUILT == ""
+    assert "portable" in KERNELS
+    assert [k.name for k in native.kernels()][-1] == "portable"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_length_is_the_references(kernel):
+    weights = random_weights()
+    encoder = engine(weights, kernel)
+    lengths = [*range(1, 36), 47, 48, 49, 63, 64, 65, 127, 128, 129, 255, 511, 512]
+    sequences = [sequence(n) for n in lengths]
+    for ids, vector in zip(sequences, run(encoder, sequences), strict=True):
+        assert cosine(vector, reference(weights, ids)) > BOUND[ARITHMETIC[kernel]], len(ids)
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+SHAPES = [
+    {"hidden": 96, "heads": 3, "intermediate": 160, "layers": 1},
+    {"hidden": 128, "heads": 2, "intermediate": 512, "layers": 3},
+    {"hidden": 64, "heads": 8, "intermediate": 40, "layers": 2},
+    {"hidden": 192, "heads": 4, "intermediate": 224, "layers": 1, "head": 48},
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_shape_is_the_references(kernel, shape):
+    weights = random_weights(**shape)
+    for options in ({"mean": True, "normalise": True}, {"mean": False, "normalise": False}):
+        encoder = engine(
+            weights, kernel, mean_pooling=options["mean"], normalise=options["normalise"]
+        )
+        for length in (1, 20, 70):
+            (vector,) = run(encoder, [sequence(length)])
+            expected = reference(weights, sequence(length), **options)
+            assert vector.shape == (shape.get("head", shape["hidden"]),)
+            assert cosine(vector, expected) > BOUND[ARITHMETIC[kernel]]
+            size = np.linalg.norm(vector) / np.linalg.norm(expected)
+            assert size == pytest.approx(1, abs=1e-5 if ARITHMETIC[kernel] == "fp32" else 0.01)
+
+
+@cache
+def shared(kernel: str, threads: int, piece_tokens: int) -> NativeEncoder:
+    return engine(random_weights(), kernel, threads=threads, piece_tokens=piece_tokens)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kernel=st.sampled_from(KERNELS),
+    lengths=st.lists(st.one_of(st.integers(1, 40), st.integers(1, 512)), min_size=1, max_size=24),
+    threads=st.sampled_from([1, 2, 3]),
+    piece_tokens=st.sampled_from([1, 64, 512]),
+    seed=st.integers(0, 1000),
+)
+def test_a_vector_is_the_same_bits_in_any_batch(kernel, lengths, threads, piece_tokens, seed):
+    """Whatever it is batched with, cut into which pieces, on how many threads."""
+    sequences = [sequence(n, seed) for n in lengths]
+    together = run(shared(kernel, threads, piece_tokens), sequences)
+    alone = np.concatenate([run(shared(kernel, 1, 512), [s]) for s in sequences])
+    assert np.array_equal(together, alone)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_token_states_are_packed_and_pool_to_the_vector(kernel):
+    encoder = engine(random_weights(), kernel)
+    sequences = [sequence(n) for n in (3, 40, 1, 17)]
+    lengths = np.array([len(s) for s in sequences], np.int32)
+    states = encoder.token_states(np.concatenate(sequences), lengths)
+    assert states.shape == (61, 64)
+    ends = np.cumsum(lengths)
+    for vector, end, length in zip(run(encoder, sequences), ends, lengths, strict=True):
+        assert cosine(states[end - length : end].mean(0), vector) > 1 - 1e-6
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_scores_that_lie_far_apart(kernel):
+    """Attention so sharp that some rows' scores lie hundreds below their neighbours'."""
+    weights = random_weights(layers=1, sharpness=1.0)
+    layer = weights.layers[0]
+    # One head's scores are shifted by a number that depends on the query alone.
+    shifted = replace(layer, key=Linear(layer.key.matrix, layer.key.bias + np.float32(60)))
+    weights = replace(weights, layers=[shifted])
+    encoder = engine(weights, kernel)
+    for length in (5, 16, 33, 200):
+        (vector,) = run(encoder, [sequence(length)])
+        bound = 1 - 1e-5 if ARITHMETIC[kernel] == "fp32" else 0.999
+        assert cosine(vector, reference(weights, sequence(length))) > bound
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_so_and_stays_where_it_is(kernel, value):
+    weights = random_weights()
+    codes = weights.table.codes.copy()
+    codes[7 * 64 + 3] = value  # of token 7
+    encoder = engine(replace(weights, table=replace(weights.table, codes=codes)), kernel)
+    sound = [np.where(sequence(n) == 7, 8, sequence(n)) for n in (1, 16, 20, 33)]
+    ill = [np.array([7]), np.array([1, 2, 7, 4]), np.r_[sound[3], 7]]
+    vectors = run(encoder, [sound[0], ill[0], sound[1], ill[1], sound[2], ill[2], sound[3]])
+    assert not np.isfinite(vectors[1::2]).any(1).any()
+    assert np.array_equal(vectors[::2], run(engine(weights, kernel), sound))
+
+
+def test_a_table_in_few_bits():
+    rng = np.random.default_rng(0)
+    weights = random_weights()
+    for bits in (4, 8):
+        codes = rng.integers(0, 2**bits, (VOCABULARY, 64)).astype(np.uint8)
+        scales = rng.normal(0, 0.2, (VOCABULARY, 2)).astype(np.float16)
+        scales[0] = [6e-8, -1e-6]  # denormal
+        packed = codes if bits == 8 else codes[:, ::2] + codes[:, 1::2] * np.uint8(16)
+        wide = (codes.astype(np.float32) - 2 ** (bits - 1)) * np.repeat(scales, 32, 1)
+        table = Table(packed.reshape(-1), scales.reshape(-1), bits, VOCABULARY)
+        plain = replace(weights, table=Table(wide.reshape(-1), None, 32, VOCABULARY))
+        sequences = [np.array([0]), sequence(20)]
+        for kernel in KERNELS:
+            assert np.array_equal(
+                run(engine(replace(weights, table=table), kernel), sequences),
+                run(engine(plain, kernel), sequences),
+            )
+
+
+def test_no_sequences_no_vectors():
+    encoder = engine(random_weights(), KERNELS[0])
+    assert encoder.run(np.empty(0, np.int64), np.empty(0, np.int32)).shape == (0, 64)
+
+
+def test_what_the_model_does_not_have_is_refused():
+    encoder = engine(random_weights(), KERNELS[0])
+    with pytest.raises(IndexError, match="sequence 1 has 513 tokens; this model takes 1 to 512"):
+        run(encoder, [sequence(3), sequence(513)])
+    with pytest.raises(IndexError, match="sequence 1 has 0 tokens"):
+        run(encoder, [sequence(3), np.empty(0, np.int64)])
+    for wrong in (-1, VOCABULARY):
+        with pytest.raises(IndexError, match=f"token id {wrong} at position 4"):
+            run(encoder, [sequence(3), np.array([1, wrong])])
+    with pytest.raises(ValueError, match="expected a buffer of 24 bytes"):
+        encoder.run(np.zeros(4, np.int64), np.array([3], np.int32))
+    assert np.isfinite(run(encoder, [sequence(3)])).all()
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="hidden size in 32s, found 48"):
+        engine(random_weights(hidden=48), KERNELS[0])
+    with pytest.raises(ValueError, match="no kernel is called abacus"):
+        engine(random_weights(), "abacus")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_several_callers_at_once(kernel):
+    encoder = engine(random_weights(), kernel)
+    batches = [[sequence(n, caller) for n in (5, 30, 64, 17)] * 4 for caller in range(6)]
+    expected = [run(encoder, batch) for batch in batches]
+    wrong: list[int] = []
+
+    def call(caller: int) -> None:
+        for _ in range(10):
+            if not np.array_equal(run(encoder, batches[caller]), expected[caller]):
+                wrong.append(caller)
+
+    threads = [threading.Thread(target=call, args=(caller,)) for caller in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
