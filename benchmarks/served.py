@@ -94,7 +94,7 @@ def peers(python: Path, checkpoint: Path, threads: int) -> list[Subject]:
     infinity = [
         str(python.parent / "infinity_emb"), "v2", "--model-id", str(checkpoint), "--engine", "torch",
         "--device", "cpu", "--port", str(a), "--no-bettertransformer", "--url-prefix", "/v1",
-        "--log-level", "error", "--dtype", "float32",
+        "--log-level", "error", "--dtype", "float32", "--no-model-warmup",
     ]  # fmt: skip
     plain = [
         str(python),

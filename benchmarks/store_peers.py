@@ -39,6 +39,7 @@ class Engine:
     """width: how hard an approximate search tries, in the engine's own unit; 0 its default."""
 
     widths: tuple[int, ...] = (0,)
+    filters = True
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -197,6 +198,7 @@ class FaissHnsw(Engine):
 
 class Hnswlib(Engine):
     widths = FaissHnsw.widths
+    filters = False
 
     def fill(self) -> None:
         import hnswlib
@@ -207,13 +209,10 @@ class Hnswlib(Engine):
         self.index.add_items(self.vectors)
 
     def search(self, queries: Any, k: int, width: int, mark: str = "") -> list[list[int]]:
+        if mark:
+            raise NotImplementedError("its filter calls Python for each row that it looks at")
         self.index.set_ef(width)
-        chosen = marks(self.rows)[mark] if mark else None
-        keep = (lambda n: chosen[n]) if mark else None
-        try:
-            found: list[list[int]] = self.index.knn_query(queries, k, filter=keep)[0].tolist()
-        except RuntimeError:  # where it sees fewer than k, it gives none
-            return [[] for _ in queries]
+        found: list[list[int]] = self.index.knn_query(queries, k)[0].tolist()
         return found
 
 

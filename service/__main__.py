@@ -39,6 +39,10 @@ from service.workers.supervisor import Supervisor
 
 log = logging.getLogger("mexma")
 
+# The engine's thread needs the interpreter for a moment between two batches, and the event loop keeps it
+# this long when it has much to do; Python's own 5 ms are longer than a batch of the engine.
+SWITCH_INTERVAL_S = 0.0005
+
 # Requests under way when SIGTERM comes have this long to finish.
 GRACE_S = 30
 
@@ -150,6 +154,7 @@ def _run(
     settings: Settings, listener: socket.socket, app: Any, *, delay_s: float = 0, **options: Any
 ) -> None:
     """Serve `app` at `listener` until told to stop, and `delay_s` longer."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     config = uvicorn.Config(
         app,
         loop="uvloop",
