@@ -170,7 +170,9 @@ class Generations:
                 if (wrong := fits(found)) is None:
                     return found
                 raise StoreCorrupt(f"{generation} does not belong to its collection: {wrong}")
-            except (StoreCorrupt, RuntimeError, ValueError) as error:
+            except (StoreCorrupt, RuntimeError, ValueError, OSError) as error:
+                if not generation.exists():
+                    continue  # its collection was dropped meanwhile
                 log.error("an index is refused and will be made again: %s", error)
                 self.remove(generation)
         return None

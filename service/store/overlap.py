@@ -29,7 +29,8 @@ class Overlap:
 def compare(serving: Snapshot, other: Snapshot, k: int, sample: int) -> Overlap | None:
     """Of up to `sample` documents, evenly spaced in the order of writing, the k nearest in each.
 
-    Only documents that are in both count, and none is its own neighbour. None below two of them.
+    Only documents that are in both count, and none is its own neighbour. k is at most half of the
+    others, since of few documents any two encoders find the same. None below three documents.
     """
     common, in_serving, in_other = np.intersect1d(
         serving.rids[serving.alive],
@@ -37,9 +38,9 @@ def compare(serving: Snapshot, other: Snapshot, k: int, sample: int) -> Overlap 
         assume_unique=True,
         return_indices=True,
     )
-    if len(common) < 2:
+    if len(common) < 3:
         return None
-    k = min(k, len(common) - 1)
+    k = min(k, (len(common) - 1) // 2)
     chosen = np.unique(np.linspace(0, len(common) - 1, min(sample, len(common))).astype(np.int64))
     found = []
     for snapshot, places in ((serving, in_serving), (other, in_other)):

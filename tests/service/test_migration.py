@@ -512,7 +512,7 @@ def test_every_block_of_the_guide_runs_and_its_table_names_the_fields(tmp_path, 
     assert server.process.wait(60) == 0
     command = offline.replace("--data data", f"--data {tmp_path / 'data'}").split()
     command = [w.replace("models/new", str(artifacts[0])) for w in command]
-    assert command[0] == "mexma-index"
+    assert command[0] == ".venv/bin/mexma-index"
     index_command.main(command[1:])
     with closing(LocalStore(tmp_path / "data")) as store:
         assert store.describe("notes").fingerprint == old

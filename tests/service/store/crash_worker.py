@@ -111,7 +111,7 @@ def act(root: Path, round_: int) -> None:
     if not store.list():
         store.create("c", DIM, PRINT)
     os.write(1, b"open\n")
-    for what, put, gone in islice(actions(round_), 200):
+    for what, put, gone in islice(actions(round_), 1000):
         if what == "backup":
             backup = store.back_up("c").id
         elif what == "restore":
