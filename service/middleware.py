@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import re
 import secrets
 import time
@@ -35,10 +36,22 @@ Shortcut = Callable[[bytes, Mapping[bytes, bytes], Scope, Receive], Awaitable[Re
 
 # A client that left is noticed so much later at most; most requests are done before.
 WATCH_AFTER_S = 0.05
-# An id of our own is this process's random half and a running number.
-PROCESS = secrets.token_hex(8).encode()
 NUMBER = itertools.count(1)
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+
+
+class _Process:
+    """An id of our own is this process's random half and a running number."""
+
+    half = secrets.token_hex(8).encode()
+
+    @classmethod
+    def renew(cls) -> None:
+        """HTTP workers are forked from one process, and count on from the same number."""
+        cls.half = secrets.token_hex(8).encode()
+
+
+os.register_at_fork(after_in_child=_Process.renew)
 
 
 class ClientGone(Exception):
@@ -85,7 +98,9 @@ class RequestBorder:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = (
-            given if given and REQUEST_ID.fullmatch(given) else b"%s%016x" % (PROCESS, next(NUMBER))
+            given
+            if given and REQUEST_ID.fullmatch(given)
+            else b"%s%016x" % (_Process.half, next(NUMBER))
         )
         status = 499  # the client left before an answer began
 

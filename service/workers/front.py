@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastapi.responses import Response
 from numpy.typing import NDArray
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mexma.artifact import Manifest
 from mexma.errors import EngineAway
@@ -40,6 +40,8 @@ HTTP_SOCKET, ENGINE_SOCKET = "http.sock", "engine.sock"
 
 # A probe that is not answered in this time is an answer.
 PROBE_TIMEOUT_S = 8.0
+# Where no engine answers, a worker says so itself after this time.
+GREETING_TIMEOUT_S = 3.0
 
 
 class TokenizingEncoder:
@@ -120,6 +122,8 @@ class Front:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         self._remote.start()
+        # One that replaces another takes requests once it can hand them on.
+        await self._remote.greeted(GREETING_TIMEOUT_S)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self._remote.stop()
@@ -130,26 +134,34 @@ class Front:
 
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
+        if path == "/health/live":
+            # The supervisor mends an engine that hangs; to restart everything is worse.
+            await Response(b'{"status":"alive"}', media_type="application/json")(
+                scope, receive, send
+            )
+            return
         if path == "/health/ready" and not self._remote.connected:
             await _not_ready()(scope, receive, send)
             return
         body = await _whole(scope, receive)
-        work = forward(self._http, scope, body, send)
+
+        async def send_on(message: Message) -> None:
+            # Counted and logged there, even if the client leaves before the last byte.
+            scope["answered_elsewhere"] = True
+            await send(message)
+
+        work = forward(self._http, scope, body, send_on)
         try:
-            if path.startswith("/health/"):
+            if path == "/health/ready":
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
                     await work
             else:
                 await watched(receive, work)
-            scope["answered_elsewhere"] = True
         except EngineAway as error:
             response = _not_ready() if path == "/health/ready" else for_exception(path, error)
-            if path == "/health/live":
-                response = Response(b'{"status":"alive"}', media_type="application/json")
             await response(scope, receive, send)
         except TimeoutError:
-            response = _not_ready()
-            await response(scope, receive, send)
+            await _not_ready()(scope, receive, send)
 
 
 async def _whole(scope: Scope, receive: Receive) -> bytes:

@@ -11,6 +11,7 @@ import httptools
 from starlette.types import Scope, Send
 
 from mexma.errors import EngineAway
+from service.logs import request_id
 
 # Of one connection and not of the message; and those that this side sets anew.
 HOP_BY_HOP = {
@@ -98,7 +99,9 @@ def _head(scope: Scope, body_bytes: int) -> bytes:
     if scope.get("query_string"):
         target += b"?" + scope["query_string"]
     given: Iterable[tuple[bytes, bytes]] = scope["headers"]
-    headers = [h for h in given if h[0] not in HOP_BY_HOP]
+    headers = [h for h in given if h[0] not in HOP_BY_HOP and h[0] != b"x-request-id"]
+    if (name := request_id.get()) is not None:  # the engine's process logs and records this one
+        headers.append((b"x-request-id", name.encode()))
     headers.append((b"connection", b"close"))
     headers.append((b"content-length", str(body_bytes).encode()))
     if client := scope.get("client"):

@@ -68,6 +68,7 @@ class RemoteBatcher:
         self._mismatch = mismatch
         self._connection: _Connection | None = None
         self._ready = False
+        self._greeted = asyncio.Event()
         self._arena = Arena.create(ARENA_BYTES)
         self._regions = Regions(ARENA_BYTES)
         self._sent: dict[int, _Sent] = {}
@@ -78,6 +79,12 @@ class RemoteBatcher:
     def start(self) -> None:
         """Connect, on the running event loop, and again whenever the connection is lost."""
         self._reconnecting = asyncio.get_running_loop().create_task(self._connect())
+
+    async def greeted(self, timeout_s: float) -> None:
+        """Wait until the engine's process has answered for the first time, at most so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._greeted.wait()
 
     async def stop(self) -> None:
         """Send what was observed, and close."""
@@ -176,6 +183,7 @@ class RemoteBatcher:
                 )
                 return
             self._ready = True
+            self._greeted.set()
             self._flush()
         elif kind is Kind.DONE:
             number, queue_s, inference_s = DONE.unpack_from(payload)

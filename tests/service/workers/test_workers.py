@@ -273,7 +273,12 @@ def test_keys_quotas_and_the_record_are_kept_with_workers(tmp_path):
     keys, record = tmp_path / "keys.json", tmp_path / "audit.log"
     write_keys(keys, [a, b, c])
     server = start_server(
-        tmp_path, demo="false", http_workers=2, api_keys_file=keys, audit_log=record
+        tmp_path,
+        demo="false",
+        http_workers=2,
+        api_keys_file=keys,
+        audit_log=record,
+        access_log=True,
     )
     wait_until_ready(server)
 
@@ -289,6 +294,13 @@ def test_keys_quotas_and_the_record_are_kept_with_workers(tmp_path):
     assert 429 in [ask(frugal).status_code for _ in range(20)], "a quota is one, for all workers"
     assert ask(boss, "DELETE", "/v1/collections/none").status_code == 404
     assert '"boss"' in record.read_text()
+    answers = [ask(boss, "DELETE", "/v1/collections/none") for _ in range(12)]
+    ids = [a.headers["x-request-id"] for a in answers]
+    assert len(set(ids)) == len(ids), "no two workers give one id"
+    recorded, logged = record.read_text(), server.log.read_text()
+    for one in ids:
+        assert recorded.count(f'"request_id":"{one}"') >= 1
+        assert logged.count(one) == 1, "an answer is logged once, where it was made"
     while 'mexma_refused_total{reason="no_key"} 1.0' not in ask(boss, "GET", "/metrics").text:
         time.sleep(0.02)
     server.process.terminate()
