@@ -17,7 +17,7 @@ help: ## what there is
 serve: $(VENV)/.serve ## install what serving needs, once, and serve the default model
 	@exec $(BIN)/mexma-serve
 
-test: lint browser compiler tools ## install what tests need, once; lint, types, floors, docs and all tests
+test: compiler lint browser tools ## install what tests need, once; lint, types, floors, docs and all tests
 	$(BIN)/python -m pytest $(PYTEST)
 
 dev: $(VENV)/.dev ## install what exporting, training and tests need (torch among it), once
@@ -43,11 +43,13 @@ browser: $(VENV)/.dev ## install Chromium where there is none
 	  DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -qq -y --no-install-recommends chromium >/dev/null && \
 	  $(BIN)/python -m tests.browser; }
 
-compiler: ## install a C compiler where there is none; a test watches a process's disk with it
-	@command -v gcc >/dev/null || { \
+# First of what tests need: the native engine is compiled where it is installed, and a test
+# watches a process's disk with a library of its own.
+compiler: ## install a C++ compiler where there is none
+	@command -v g++ >/dev/null || { \
 	  [ "$$(id -u)" = 0 ] || SUDO=sudo; \
 	  $$SUDO apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -qq -y --no-install-recommends gcc libc6-dev >/dev/null; }
+	  DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -qq -y --no-install-recommends g++ libc6-dev python3-dev >/dev/null; }
 
 tools: $(VENV)/.dev ## install helm and prometheus where they are missing
 	@$(BIN)/python -m tests.deploy.tools

@@ -52,7 +52,7 @@ def main() -> None:
 def run(folder: Path, sentences_per_language: int) -> list[str]:
     """Save, load, export, prove; what a person wants to read of it."""
     source, out = folder / "large", folder / "artifact"
-    save_random(source)
+    save_checkpoint(source, random_checkpoint(SHAPE))
     started = time.perf_counter()
     exported = export(
         load_checkpoint(str(source)), out, sentences_per_language=sentences_per_language
@@ -68,10 +68,10 @@ def run(folder: Path, sentences_per_language: int) -> list[str]:
     ]
 
 
-def save_random(path: Path) -> None:
-    """A checkpoint of `SHAPE`, weights as XLM-R is initialised, the default model's tokenizer."""
+def random_checkpoint(config: EncoderConfig) -> Checkpoint:
+    """Weights as XLM-R is initialised, the default model's tokenizer."""
     torch.manual_seed(0)
-    encoder = Encoder(SHAPE).eval()
+    encoder = Encoder(config).eval()
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if parameter.dim() == 2:
@@ -79,8 +79,7 @@ def save_random(path: Path) -> None:
             elif not name.endswith("norm.weight"):
                 parameter.zero_()
     tokenizer_json = (ROOT / "models" / "default" / TOKENIZER).read_bytes()
-    made = Checkpoint(encoder, tokenizer_json, max_tokens=512, source={"name": "random-large"})
-    save_checkpoint(path, made)
+    return Checkpoint(encoder, tokenizer_json, max_tokens=512, source={"name": "random"})
 
 
 if __name__ == "__main__":

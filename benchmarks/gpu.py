@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from benchmarks.circumstances import ROOT, circumstances, result_file
 from benchmarks.export_large import SHAPE as LARGE
+from benchmarks.export_large import random_checkpoint
 from mexma.artifact import TOKENIZER, open_artifact
 from mexma.batching import split_batches
 from mexma.errors import MexmaError
@@ -152,19 +153,6 @@ def read_sentences() -> list[Ids]:
     found = [t.ids for t in tokenizer.encode(joined)]
     generator = np.random.default_rng(0)
     return [found[i] for i in generator.choice(len(found), SENTENCES)]
-
-
-def random_checkpoint(config: EncoderConfig) -> Checkpoint:
-    torch.manual_seed(0)
-    encoder = Encoder(config).eval()
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(std=0.02)
-            elif not name.endswith("norm.weight"):
-                parameter.zero_()
-    tokenizer_json = (ROOT / "models" / "default" / TOKENIZER).read_bytes()
-    return Checkpoint(encoder, tokenizer_json, max_tokens=512, source={"name": "random"})
 
 
 def measure(

@@ -222,7 +222,7 @@ class MilvusLite(Engine):
     widths = FaissHnsw.widths
 
     def fill(self) -> None:
-        from pymilvus import DataType, MilvusClient
+        from pymilvus import DataType, MilvusClient, MilvusException
 
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -237,7 +237,7 @@ class MilvusLite(Engine):
             try:
                 self.client = MilvusClient(f"http://127.0.0.1:{port}", timeout=600)
                 break
-            except Exception:
+            except MilvusException:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)

@@ -1,7 +1,7 @@
 """The hot routes without the framework's way to them.
 
 A request for one sentence's vector spent more time in routing, dependency resolution and exit stacks than
-in everything else that is not the engine (`benchmarks/results/`). A shortcut takes requests that are
+in everything else that is not the engine (`LOG.md`, 2026-11-26). A shortcut takes requests that are
 sound, validates them with the route's own model and answers with the route's own function. Whatever else
 comes it leaves to the framework, so that there is one place where errors find their words.
 """
