@@ -2,8 +2,9 @@
 
 Pure: no threads, no event loop, no clock of its own (times are arguments), so that every promise
 is tested by the order of what `take` returns (`tests/service/test_lanes.py`):
-- an interactive sequence never waits for more than the batch that is running when it comes;
-- bulk work is never starved: it gets one token for every `BULK_SHARE` interactive ones;
+- an interactive sequence waits for no bulk work but the batch that is running when it comes, and
+  what bulk is owed;
+- bulk work is never starved: it is owed one token for every `BULK_SHARE` interactive ones;
 - between clients of a lane tokens are shared evenly, whoever sends how much;
 - while a light interactive client is about, heavy ones and bulk work run in batches of at most
   `quantum` tokens, so that it does not wait long for the one that is running;
