@@ -37,6 +37,11 @@ class Encoder(Protocol):
         """What computes, and why it is not the native engine where it is not; for people."""
         ...
 
+    @property
+    def pads(self) -> bool:
+        """Whether a batch costs `n * longest` tokens, and not only those that it has."""
+        ...
+
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Vectors float32 `[n, dim]` of `n >= 1` token sequences, as one batch."""
         ...
@@ -81,6 +86,10 @@ class OnnxEncoder:
         session = self.session
         reason = f" (not native: {session.reason})" if session.reason else ""
         return f"{session.engine}, {session.arithmetic}{reason}"
+
+    @property
+    def pads(self) -> bool:
+        return self.session.pads
 
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         return self.session.run(TokenBatch.pad(sequences, self.manifest.pad_id))

@@ -204,18 +204,17 @@ async def _lifespan(
 
 async def _set_watchdogs(state: State) -> None:
     settings = state.settings
-    if not settings.canary_every_s:
-        return
     for embedder in state.encoders:
         watchdog = Watchdog(
             embedder,
             state.metrics,
             every_s=settings.canary_every_s,
-            deadline_s=health.CANARY_TIMEOUT_S,
             stuck_s=settings.engine_timeout_s,
         )
-        await watchdog.look()
         state.watchdogs.append(watchdog)
+        if not settings.canary_every_s:
+            continue  # it is asked by `/health/ready` alone
+        await watchdog.look()
         state.tasks.add(asyncio.create_task(watchdog.run(), name="watchdog"))
 
 

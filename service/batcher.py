@@ -97,12 +97,15 @@ class Batcher:
         max_batch_tokens: int,
         max_batch_items: int,
         max_queue_tokens: int,
+        pads: bool = True,
         observer: BatchObserver | None = None,
         cache: VectorCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """run: sequences (each int64 `[length]`) to vectors float32 `[n, dim]`, blocking."""
+        """run: sequences (each int64 `[length]`) to vectors float32 `[n, dim]`, blocking. pads:
+        whether it computes each of a batch as long as the longest."""
         self._run = run
+        self._pads = pads
         self._max_queue_tokens = max_queue_tokens
         self._observer = observer
         self._cache = cache
@@ -345,9 +348,12 @@ class Batcher:
 
     def _report(self, outcome: _Outcome) -> None:
         if outcome.vectors is not None:
-            tokens = len(outcome.batch) * max(map(len, outcome.batch))
-            self.cost.observe(tokens, outcome.seconds)
+            self.cost.observe(self._computed(outcome.batch), outcome.seconds)
         self._on_loop(self._settle_batch, outcome)
+
+    def _computed(self, batch: list[Entry]) -> int:
+        """Tokens that the engine computes for a batch, padding included."""
+        return len(batch) * max(map(len, batch)) if self._pads else sum(map(len, batch))
 
     def _on_loop(self, what: Callable[..., None], *arguments: object) -> None:
         if self._loop is None:
@@ -376,10 +382,11 @@ class Batcher:
         batch = outcome.batch
         self.last_failure = None
         if self._observer:
-            tokens = sum(map(len, batch))
-            padded = len(batch) * max(map(len, batch))
             self._observer.batch_done(
-                items=len(batch), tokens=tokens, padded_tokens=padded, seconds=outcome.seconds
+                items=len(batch),
+                tokens=sum(map(len, batch)),
+                padded_tokens=self._computed(batch),
+                seconds=outcome.seconds,
             )
         finite: list[bool] = np.logical_and.reduce(np.isfinite(vectors), axis=1).tolist()
         if not all(finite):

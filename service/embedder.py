@@ -75,6 +75,7 @@ class Embedder:
             max_batch_tokens=settings.max_batch_tokens,
             max_batch_items=settings.max_batch_items,
             max_queue_tokens=settings.max_queue_tokens,
+            pads=encoder.pads,
             observer=metrics,
             cache=VectorCache(settings.cache_mb << 20, fingerprint=encoder.fingerprint),
         )

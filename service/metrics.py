@@ -91,7 +91,10 @@ class Metrics:
             "mexma_batch_items", "Texts in a batch", buckets=POWERS, registry=r
         )
         self.batch_tokens = Histogram(
-            "mexma_batch_tokens", "Tokens in a batch, padding included", buckets=POWERS, registry=r
+            "mexma_batch_tokens",
+            "Tokens that the engine computed for a batch",
+            buckets=POWERS,
+            registry=r,
         )
         self.padding_tokens = Counter(
             "mexma_padding_tokens", "Tokens of padding that the engine computed", registry=r

@@ -22,6 +22,7 @@ from service.store.protocol import Vectors
 log = logging.getLogger(__name__)
 
 SENTENCE = "ready?"
+DEADLINE_S = 5.0
 BOUND = 0.9999
 """Least cosine to the first answer: what batching is held to."""
 
@@ -36,8 +37,8 @@ class Problem(NamedTuple):
 class Watchdog:
     """Of one engine.
 
-    every_s: between two looks. deadline_s: for the test sentence. stuck_s: a batch that runs longer
-    hangs.
+    every_s: between two looks, where it runs. stuck_s: a batch that runs longer hangs. deadline_s:
+    for the test sentence.
     """
 
     def __init__(
@@ -46,10 +47,11 @@ class Watchdog:
         metrics: Metrics,
         *,
         every_s: float,
-        deadline_s: float,
         stuck_s: float,
+        deadline_s: float = DEADLINE_S,
     ):
         self._embedder = embedder
+        self.name = embedder.encoder.manifest.name
         self._restarts = metrics.engine_restarts
         self._every_s = every_s
         self._deadline_s = deadline_s
@@ -75,7 +77,17 @@ class Watchdog:
         if found is not None and found.reason in ("engine_stuck", "engine_wrong"):
             await self._restart(found.reason)
 
+    async def now(self) -> Problem | None:
+        """What `/health/ready` says: what is known, or what asking shows after a failed batch."""
+        known = self.problem or self._standing_still()
+        if known is None and self._embedder.batcher.last_failure is not None:
+            return await self._ask()
+        return known
+
     async def _examine(self) -> Problem | None:
+        return self._standing_still() or await self._ask()
+
+    def _standing_still(self) -> Problem | None:
         batcher = self._embedder.batcher
         if not batcher.alive:
             return Problem("engine_stopped", "no thread takes batches")
@@ -85,7 +97,7 @@ class Watchdog:
                 f"a batch has been running for {batcher.running_s():.0f} s; the limit is "
                 f"{self._stuck_s:g} s",
             )
-        return await self._ask()
+        return None
 
     async def _ask(self) -> Problem | None:
         try:

@@ -53,6 +53,7 @@ class FakeEncoder:
         )  # fmt: skip
         self.tokenizer = TextTokenizer(byte_tokenizer_json(), max_tokens=max_tokens)
         self.engine = "fake"
+        self.pads = True
         self.broken = False
         self.poison: int | None = None
         self.not_finite: int | None = None

@@ -10,12 +10,10 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from mexma.errors import StoreError, StoreUnavailable
-from service.embedder import Embedder
 from service.http_errors import ACCESS_ERRORS, documented
 from service.schemas import Live, Ready
 from service.state import State
 
-CANARY_TIMEOUT_S = 5.0
 STARTING = {
     "filling_demo": "the demo's sentences are being embedded, once; other collections work",
     "start_failed": "start-up raised an error; the log says which",
@@ -109,31 +107,7 @@ async def _why_not(state: State) -> tuple[str | None, str | None]:
     if off := state.canaries.off():
         return "canary_mismatch", "; ".join(off.values())
     for watchdog in state.watchdogs:
-        if watchdog.problem is not None:
-            return watchdog.problem
-    for embedder in state.encoders:
-        reason, detail = await _why_not_engine(embedder, state.settings.engine_timeout_s)
-        if reason is not None:
-            which = f"{embedder.encoder.manifest.name}: " if len(state.encoders) > 1 else ""
-            return reason, f"{which}{detail}"
-    return None, None
-
-
-async def _why_not_engine(embedder: Embedder, limit_s: float) -> tuple[str | None, str | None]:
-    batcher = embedder.batcher
-    if not batcher.alive:
-        return "engine_stopped", "no worker takes batches; the service must be restarted"
-    if batcher.running_s() > limit_s:
-        return "engine_stuck", (
-            f"a batch has been running for {batcher.running_s():.0f} s; the limit is {limit_s:g} s"
-        )
-    if batcher.last_failure is not None:
-        canary = embedder.encoder.tokenizer.encode(["ready?"])[0].ids
-        try:
-            async with asyncio.timeout(CANARY_TIMEOUT_S):
-                job = await batcher.submit([canary], fresh=True)
-        except TimeoutError:
-            return "engine_slow", f"a test sentence took longer than {CANARY_TIMEOUT_S:g} s"
-        if job.errors:
-            return "engine_failed", f"the last batch failed: {job.errors[0]}"
+        if (problem := await watchdog.now()) is not None:
+            which = f"{watchdog.name}: " if len(state.watchdogs) > 1 else ""
+            return problem.reason, f"{which}{problem.detail}"
     return None, None

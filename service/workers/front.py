@@ -48,6 +48,7 @@ class TokenizingEncoder:
     """An encoder whose engine is elsewhere."""
 
     engine = "in another process"
+    pads = True
 
     def __init__(self, manifest: Manifest, tokenizer: TextTokenizer):
         self.manifest = manifest

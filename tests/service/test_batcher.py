@@ -253,6 +253,31 @@ def test_whoever_waits_when_the_batcher_stops_gets_an_error():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("pads", "computed"), [(True, 15), (False, 12)])
+def test_padding_is_counted_where_the_engine_computes_it(pads, computed):
+    class Observer:
+        def batch_done(self, *, items: int, tokens: int, padded_tokens: int, seconds: float):
+            self.seen = (items, tokens, padded_tokens)
+
+    encoder, observer = FakeEncoder(), Observer()
+
+    async def main() -> None:
+        batcher = Batcher(
+            encoder.run,
+            max_batch_tokens=64,
+            max_batch_items=8,
+            max_queue_tokens=1000,
+            pads=pads,
+            observer=observer,
+        )
+        batcher.start()
+        await batcher.submit([ids(3), ids(4), ids(5)])
+        await batcher.stop()
+
+    asyncio.run(main())
+    assert observer.seen == (3, 12, computed)
+
+
 def test_an_empty_request_returns_at_once():
     async def scenario(batcher: Batcher) -> None:
         assert (await batcher.submit([])).count == 0
