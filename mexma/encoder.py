@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma.artifact import Manifest, open_artifact
+from mexma.artifact import Artifact, Manifest, open_artifact
 from mexma.batching import split_batches
 from mexma.errors import ArtifactError
 from mexma.session import Device, Engine, Session
@@ -47,6 +47,17 @@ class Encoder(Protocol):
         ...
 
 
+def tokenizer_of(artifact: Artifact) -> TextTokenizer:
+    """The tokenizer of a verified artifact. Raises ArtifactError."""
+    manifest = artifact.manifest
+    try:
+        return TextTokenizer(
+            artifact.tokenizer_json(), max_tokens=manifest.max_tokens, prefix=manifest.prefix
+        )
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.path}: {error}") from None
+
+
 class OnnxEncoder:
     """An artifact, loaded."""
 
@@ -59,14 +70,7 @@ class OnnxEncoder:
         """
         artifact = open_artifact(path)
         self.manifest = artifact.manifest
-        try:
-            self.tokenizer = TextTokenizer(
-                artifact.tokenizer_json(),
-                max_tokens=artifact.manifest.max_tokens,
-                prefix=artifact.manifest.prefix,
-            )
-        except ValueError as error:
-            raise ArtifactError(f"{path}: {error}") from None
+        self.tokenizer = tokenizer_of(artifact)
         self._reload = partial(Session, artifact, device=device, threads=threads, engine=engine)
         self.session = self._reload()
 

@@ -25,8 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mexma.artifact import open_artifact
-from mexma.errors import ArtifactError
-from mexma.text import TextTokenizer
+from mexma.encoder import tokenizer_of
 from service.settings import Settings
 from service.workers.front import HTTP_SOCKET, Front, TokenizingEncoder
 
@@ -72,15 +71,7 @@ class Supervisor:
     def run(self) -> int:
         """Until SIGTERM or SIGINT; gives the exit status. Raises ArtifactError."""
         artifact = open_artifact(self._settings.model)
-        try:
-            tokenizer = TextTokenizer(
-                artifact.tokenizer_json(),
-                max_tokens=artifact.manifest.max_tokens,
-                prefix=artifact.manifest.prefix,
-            )
-        except ValueError as error:
-            raise ArtifactError(f"{self._settings.model}: {error}") from None
-        self._encoder = TokenizingEncoder(artifact.manifest, tokenizer)
+        self._encoder = TokenizingEncoder(artifact.manifest, tokenizer_of(artifact))
         further = [open_artifact(path).manifest for path in self._settings.further_models]
         names = {name for m in further for name in (m.name, m.fingerprint)}
         self._elsewhere = frozenset(names - {artifact.manifest.name})
