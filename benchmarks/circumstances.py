@@ -14,11 +14,15 @@ RESULTS = Path(__file__).resolve().parent / "results"
 ROOT = RESULTS.parent.parent
 
 
-def result_file(what: str) -> Path:
-    """Where a result is kept: `results/<what>_<hardware>_<date>.md`."""
+def result_file(what: str, accelerator: str = "") -> Path:
+    """Where a result is kept: `results/<what>_<hardware>_<date>.md`.
+
+    accelerator: name of the device that did the work; "" for the processor.
+    """
     cores = len(os.sched_getaffinity(0))
-    name = re.sub(r"[^a-z0-9]+", "-", _cpuinfo("model name").lower()).strip("-")
-    return RESULTS / f"{what}_{name}-{cores}c_{datetime.date.today().isoformat()}.md"
+    hardware = accelerator or f"{_cpuinfo('model name')} {cores}c"
+    name = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
+    return RESULTS / f"{what}_{name}_{datetime.date.today().isoformat()}.md"
 
 
 def _cpuinfo(key: str) -> str:
@@ -42,7 +46,7 @@ def circumstances(*packages: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        check=True,
+        check=False,  # a copy without its history
     ).stdout.strip()
     found = []
     for package in packages:
@@ -51,4 +55,4 @@ def circumstances(*packages: str) -> str:
         except PackageNotFoundError:
             found.append(f"{package} not installed")
     parts = [processor(), f"Python {platform.python_version()}", *found]
-    return f"{'; '.join(parts)}; commit {commit}; {datetime.date.today().isoformat()}."
+    return f"{'; '.join(parts)}; commit {commit or 'unknown'}; {datetime.date.today().isoformat()}."

@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -88,21 +89,25 @@ def main() -> None:
     )
     p.add_argument("--checkpoint", help="weights for the default's shape; else random ones")
     p.add_argument("--batch-tokens", type=int, default=16_384 if CUDA else 256)
+    p.add_argument("--keep", type=Path, help="folder that keeps the artifacts, to serve them")
     a = p.parse_args()
     lines = ["# Engines on a GPU", "", circumstances("torch", "onnxruntime-gpu", "onnxruntime"), ""]
     lines += [hardware(), ""]
+    print("\n".join(lines), flush=True)
     sequences = read_sentences()
     for title, config in (("the default's shape", DEFAULT), ("XLM-R large's shape", LARGE)):
         if a.checkpoint and config is DEFAULT and CUDA:
             checkpoint = load_checkpoint(a.checkpoint)
         else:
             checkpoint = random_checkpoint(config if CUDA else small(config))
-        lines += measure(title, checkpoint, sequences, a.batch_tokens)
+        with nullcontext(a.keep) if a.keep else tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / ("large" if config is LARGE else "default")
+            found = measure(title, checkpoint, sequences, a.batch_tokens, place)
+        print("\n".join(found), flush=True)
+        lines += found
     text = "\n".join(lines) + "\n"
-    print(text)
     if CUDA:
-        name = torch.cuda.get_device_name().lower().replace(" ", "-")
-        result_file("gpu").with_name(f"gpu_{name}_{time.strftime('%Y-%m-%d')}.md").write_text(text)
+        result_file("gpu", torch.cuda.get_device_name()).write_text(text)
 
 
 def small(config: EncoderConfig) -> EncoderConfig:
@@ -156,9 +161,9 @@ def read_sentences() -> list[Ids]:
 
 
 def measure(
-    title: str, checkpoint: Checkpoint, sequences: list[Ids], batch_tokens: int
+    title: str, checkpoint: Checkpoint, sequences: list[Ids], batch_tokens: int, folder: Path
 ) -> list[str]:
-    """The table of one shape, in Markdown."""
+    """The table of one shape, in Markdown. folder: gets the artifact and a checkpoint."""
     config = checkpoint.encoder.config
     encoder = checkpoint.encoder.to(DEVICE).eval()
     lengths = [len(s) for s in sequences]
@@ -170,27 +175,26 @@ def measure(
     reference = padded(encoder)(few)
     half = Encoder(config).to(DEVICE, HALF).eval()
     half.load_state_dict(encoder.state_dict())
-    with tempfile.TemporaryDirectory() as folder:
-        ways = [
-            *our_sessions(checkpoint, Path(folder)),
-            packed_graph(half),
-            Way("torch, padded, SDPA", padded(half)),
-            Way("torch, packed, varlen_attn" if CUDA else "torch, packed", packed(half)),
-            sentence_transformers(checkpoint, Path(folder)),
-        ]
+    ways = [
+        *our_sessions(checkpoint, folder),
+        packed_graph(half),
+        Way("torch, padded, SDPA", padded(half)),
+        Way("torch, packed, varlen_attn" if CUDA else "torch, packed", packed(half)),
+        sentence_transformers(checkpoint, folder),
+    ]
+    for way in ways:
+        if way.run is not None:
+            check(way, few, reference)
+    for _ in range(ROUNDS + 1):  # the first warms up
         for way in ways:
             if way.run is not None:
-                check(way, few, reference)
-        for _ in range(ROUNDS + 1):  # the first warms up
-            for way in ways:
-                if way.run is not None:
-                    took = timed(partial(every, way.run, batches))
-                    way.seconds = [] if way.seconds is None else [*way.seconds, took]
-        one = [min(sequences, key=lambda s: abs(len(s) - 24))]
-        for way in ways:
-            if way.run is not None:
-                times = [timed(partial(way.run, one)) for _ in range(50 if CUDA else 2)]
-                way.single_ms = 1000 * statistics.median(times)
+                took = timed(partial(every, way.run, batches))
+                way.seconds = [] if way.seconds is None else [*way.seconds, took]
+    one = [min(sequences, key=lambda s: abs(len(s) - 24))]
+    for way in ways:
+        if way.run is not None:
+            times = [timed(partial(way.run, one)) for _ in range(50 if CUDA else 2)]
+            way.single_ms = 1000 * statistics.median(times)
     return table(title, config, ways, lengths, batches)
 
 
@@ -283,10 +287,14 @@ def our_sessions(checkpoint: Checkpoint, folder: Path) -> list[Way]:
     """What the service runs, on this device and, for the parity of one file on both, on the CPU."""
     precision = "fp16" if CUDA else "fp32"
     checkpoint.encoder.cpu()
-    out = export(
-        checkpoint, folder / "artifact", precision=precision, sentences_per_language=1
-    ).path
-    checkpoint.encoder.to(DEVICE)
+    try:
+        out = export(
+            checkpoint, folder / "artifact", precision=precision, sentences_per_language=1
+        ).path
+    except MexmaError as error:
+        return [Way(f"this project's session, {precision}", None, f"not exported: {error}")]
+    finally:
+        checkpoint.encoder.to(DEVICE)
     artifact = open_artifact(out)
 
     def way(device: Any) -> Way:
@@ -433,12 +441,16 @@ def sentence_transformers(checkpoint: Checkpoint, folder: Path) -> Way:
     name = "sentence-transformers, fp16"
     try:
         from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     except ImportError:
         return Way(name, None, "not installed")
     saved = folder / "checkpoint"
     save_checkpoint(saved, checkpoint)
     try:
-        model = SentenceTransformer(str(saved), device=DEVICE.type)
+        body = Transformer(str(saved))
+        how = "cls" if checkpoint.encoder.config.pooling == "first_token" else "mean"
+        pooling = Pooling(checkpoint.encoder.config.hidden, how)
+        model = SentenceTransformer(modules=[body, pooling], device=DEVICE.type)
     except Exception as error:  # noqa: BLE001
         return Way(name, None, f"does not load the checkpoint: {str(error)[:160]}")
     model = model.to(HALF).eval()

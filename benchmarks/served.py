@@ -150,6 +150,7 @@ def picture(subjects: list[Subject], engine: float, file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="artifact")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--peers", type=Path, help="interpreter with infinity-emb")
     parser.add_argument("--checkpoint", type=Path, help="what the artifact was exported from")
     parser.add_argument("--rounds", type=int, default=3)
@@ -159,8 +160,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
-    encoder = OnnxEncoder(arguments.model)
-    settings = Settings()
+    encoder = OnnxEncoder(arguments.model, device=arguments.device)
+    settings = Settings(device=arguments.device)
     texts = sentences(512)
     sequences = [t.ids for t in encoder.tokenizer.encode(texts)]
 
@@ -185,7 +186,8 @@ def main() -> None:
     subjects: list[Subject] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
-            subjects.append(ours("mexma", Path(folder) / "one", arguments.model))
+            where = {"device": arguments.device}
+            subjects.append(ours("mexma", Path(folder) / "one", arguments.model, **where))
             if arguments.workers:
                 subjects.append(
                     ours(
@@ -193,6 +195,7 @@ def main() -> None:
                         Path(folder) / "several",
                         arguments.model,
                         http_workers=arguments.workers,
+                        **where,
                     )
                 )
             if arguments.peers:

@@ -17,7 +17,15 @@ import numpy as np
 
 from mexma import __version__
 
-PACKAGES = ("numpy", "onnxruntime", "torch", "tokenizers", "scikit-learn", "httpx")
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "tokenizers",
+    "scikit-learn",
+    "httpx",
+)
 
 
 @dataclass(frozen=True)

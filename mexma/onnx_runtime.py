@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ import onnxruntime as ort
 from mexma.artifact import Artifact
 from mexma.errors import ArtifactError, DeviceUnavailable, EngineError
 from mexma.text import TokenBatch
+
+# Of whichever package provides it: onnxruntime or onnxruntime-gpu.
+VERSION: str = ort.__version__
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -39,6 +44,7 @@ class OnnxRuntime:
                 f"{'gpu' if device == 'cuda' else 'cpu'} or choose another device"
             )
         manifest = artifact.manifest
+        missing = _load_cuda_libraries() if device == "cuda" else ""
         try:
             self._session = ort.InferenceSession(
                 str(artifact.model), _options(threads), providers=[provider]
@@ -47,8 +53,9 @@ class OnnxRuntime:
             raise ArtifactError(f"{artifact.model}: the runtime refuses it: {error}") from error
         if self._session.get_providers()[0] != provider:
             raise DeviceUnavailable(
-                f"device {device} was asked for, but the runtime could not start it (driver or "
-                f"CUDA libraries missing?) and would have run on {self._session.get_providers()[0]}"
+                f"device {device} was asked for, but the runtime could not start it "
+                f"({missing or 'driver missing or too old?'}) and would have run on "
+                f"{self._session.get_providers()[0]}"
             )
         self._session.disable_fallback()
         inputs = tuple(i.name for i in self._session.get_inputs())
@@ -90,6 +97,18 @@ class OnnxRuntime:
         except Exception as error:
             raise EngineError(f"inference failed on {batch.ids.shape}: {error}") from error
         return np.asarray(found, np.float32)
+
+
+def _load_cuda_libraries() -> str:
+    """Make CUDA's libraries of the extra `gpu` known to the loader; what is missing, "" for nothing.
+
+    pip puts them where the loader does not look, and the runtime does not look there by itself.
+    Libraries that another package has loaded, or of the system, serve as well.
+    """
+    said = io.StringIO()
+    with redirect_stdout(said):  # it prints what it does not find
+        ort.preload_dlls(msvc=False)
+    return "; ".join(line for line in said.getvalue().splitlines() if line.startswith("Failed"))
 
 
 def _options(threads: int) -> ort.SessionOptions:

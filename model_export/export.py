@@ -14,6 +14,7 @@ import onnx_ir
 from tqdm import tqdm
 
 import mexma
+from mexma import onnx_runtime
 from mexma.artifact import (
     MODEL,
     TOKENIZER,
@@ -157,10 +158,11 @@ def weight_bytes(model: onnx_ir.Model) -> int:
 
 def versions() -> dict[str, Any]:
     """What exported: for the manifest."""
-    packages = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+    packages = ("torch", "onnx", "onnx-ir", "onnxscript")
     return {
         "mexma": mexma.__version__,
         "opset": graph.OPSET,
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
+        "onnxruntime": onnx_runtime.VERSION,
     }

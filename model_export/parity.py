@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from mexma import onnx_runtime
 from mexma.batching import split_batches
 from mexma.encoder import OnnxEncoder
 from mexma.errors import ParityError
@@ -200,7 +201,8 @@ def measure(
         )
         for other in others
     }
-    report["versions"] = {n: version(n) for n in ("torch", "onnxruntime", "numpy", "tokenizers")}
+    report["versions"] = {n: version(n) for n in ("torch", "numpy", "tokenizers")}
+    report["versions"]["onnxruntime"] = onnx_runtime.VERSION
     report["machine"] = f"{platform.machine()}, {artifact.session.device}"
     rounded: dict[str, Any] = _rounded(report)
     return rounded

@@ -9,13 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mexma.session import Engine
 from service.logs import LogFormat
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "default"
+
+
+# A GPU is busy only with batches that would make others wait long on a CPU: see
+# benchmarks/results/gpu_nvidia-h100-80gb-hbm3_2026-11-26.md.
+GPU_BATCHES = {"max_batch_tokens": 16_384, "max_batch_items": 512}
 
 
 def _split(value: Any) -> Any:
@@ -129,15 +134,15 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(
         1024,
         ge=1,
-        description="Tokens, padding included, in one batch on the engine. Larger keeps a GPU "
-        "busy; on a CPU it gains nothing and makes a short query wait longer behind a batch of "
-        "long ones. A single longer text is always run, alone.",
+        description="Tokens, padding included, in one batch on the engine; with cuda 16384 unless "
+        "set. Larger keeps a GPU busy; on a CPU it gains nothing and makes a short query wait longer "
+        "behind a batch of long ones. A single longer text is always run, alone.",
     )
     max_batch_items: int = Field(
         32,
         ge=1,
-        description="Texts in one batch, whatever their length. It bounds how long a single "
-        "text waits for the batch before it.",
+        description="Texts in one batch, whatever their length; with cuda 512 unless set. It bounds "
+        "how long a single text waits for the batch before it.",
     )
     max_queue_tokens: int = Field(
         262_144,
@@ -295,3 +300,10 @@ class Settings(BaseSettings):
         description="Log a line for every request: method, route, status, seconds. Requests that "
         "fail with 500 or 504 are logged without it, too.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _batches_of_a_gpu(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("device") == "cuda":
+            return GPU_BATCHES | given
+        return given

@@ -9,7 +9,7 @@ import pytest
 
 from mexma.errors import ConflictingPackages, DeviceUnavailable, InstallationError
 from mexma.installation import check_installation
-from mexma.session import Session
+from mexma.session import PROVIDERS, Session
 
 
 def installed(*names: str):
@@ -46,21 +46,37 @@ def test_cuda_is_never_replaced_by_the_cpu_silently(monkeypatch):
         Session(None, device="cuda")  # type: ignore[arg-type]  # refused before it is looked at
 
 
+class FellBack:
+    def get_providers(self):
+        return [PROVIDERS["cpu"]]
+
+
 def test_a_runtime_that_falls_back_at_load_is_caught(monkeypatch, tmp_path):
     """The GPU package lists CUDA even where no driver is; only the made session tells."""
 
-    class Fallen:
-        def __init__(self, *_, **__): ...
-
-        def get_providers(self):
-            return ["CPUExecutionProvider"]
-
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*PROVIDERS.values()])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: FellBack())
     artifact = type("A", (), {"manifest": None, "model": tmp_path})()
+    libraries = []
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda **_: libraries.append("asked for"))
     with pytest.raises(DeviceUnavailable, match="would have run on CPUExecutionProvider"):
         Session(artifact, device="cuda")  # type: ignore[arg-type]
+    assert libraries, (
+        "pip's CUDA libraries are found only when the runtime is told to look for them"
+    )
+
+
+def test_missing_cuda_libraries_are_named(monkeypatch, tmp_path, capfd):
+    """What the runtime prints about them is in the error, and not on standard output."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDERS["cuda"]])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: FellBack())
+    monkeypatch.setattr(
+        onnxruntime, "preload_dlls", lambda **_: print("Failed to load libcublas.so.13: gone")
+    )
+    artifact = type("A", (), {"manifest": None, "model": tmp_path})()
+    with pytest.raises(DeviceUnavailable, match="libcublas"):
+        Session(artifact, device="cuda")  # type: ignore[arg-type]
+    assert not capfd.readouterr().out
 
 
 def test_what_is_served_never_imports_torch():

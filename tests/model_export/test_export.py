@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+import model_export.export
+import model_export.parity
 from mexma.artifact import PRECISIONS, open_artifact
 from mexma.encoder import OnnxEncoder, encode
 from mexma.errors import ArtifactError, EngineError
@@ -159,3 +163,17 @@ def test_the_command_line_refuses_what_it_does_not_know(capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(["a", "b", "--precision", "int3"])
     assert "fp32, fp16, int8, compact" in capsys.readouterr().err.replace("'", "")
+
+
+def test_it_exports_where_the_gpu_package_is_installed(monkeypatch, tmp_path):
+    """`onnxruntime-gpu` provides the module onnxruntime, and no package of that name."""
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return metadata.version(name)
+
+    for module in (model_export.export, model_export.parity):
+        monkeypatch.setattr(module, "version", version)
+    found = tiny_artifact(tmp_path / "artifact").manifest
+    assert found.exporter["onnxruntime"] == found.parity["versions"]["onnxruntime"]
