@@ -9,7 +9,8 @@ our own corruptions (its numbers compare with none published). Each family of ob
 the learning rate that did best of two with the first seed, by held-out pairs.
 
 A run that is finished is not repeated, and one that was stopped goes on, so this can be killed at
-any time. The weights of a run are removed once it is judged.
+any time. The weights of a run are removed once it is judged. A GPU is kept busy by `--workers`; a CPU
+by one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import shutil
 import statistics
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -128,20 +129,13 @@ def make_judge(hold_out: list[str]) -> Judge:
     return Judge(parts, pool, {c: [known[t][c] for t in sentences] for c in common})
 
 
-def one_run(recipe: Recipe, out: Path) -> Path:
-    """Train, or go on; the final checkpoint."""
-    return train(recipe, out, Ranks(0, 1, DEVICE), resume=out.exists(), quiet=True)
-
-
 def run(recipe: Recipe, judge: Judge, out: Path) -> Result:
-    """Train and judge, or read what was found before."""
+    """Train, or go on, and judge; or read what was found before."""
     done = out / "result.json"
     if done.exists():
         found: Result = json.loads(done.read_text())
         return found
-    # In a process of its own: on a CPU the allocator keeps what one run took from the next.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
-        final = own.submit(one_run, recipe, out).result()
+    final = train(recipe, out, Ranks(0, 1, DEVICE), resume=out.exists(), quiet=True)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [r for r in rows if r["kind"] == "step"]
     result = judge.score(str(final))
@@ -164,45 +158,59 @@ def main() -> None:
     p.add_argument("--pairs", type=int, default=2048, help="of every run (%(default)s)")
     p.add_argument("--seeds", type=int, default=3, help="of every recipe (%(default)s)")
     p.add_argument("--rates", type=float, nargs=2, default=[2e-5, 8e-5], help="(%(default)s)")
+    p.add_argument("--set", nargs="+", default=[], help="settings of every run, key=value")
+    p.add_argument("--workers", type=int, default=1, help="runs at a time (%(default)s)")
     p.add_argument("--out", type=Path, required=True, help="folder of the runs")
     a = p.parse_args()
     judge = make_judge(a.hold_out)
     forbidden = ",".join([*a.hold_out, *a.decontaminate])
 
     def recipe(name: str, seed: int, rate: float) -> Recipe:
+        common = [x for x in COMMON if x.split("=")[0] not in {y.split("=")[0] for y in a.set}]
         return override(
             find_recipe(name),
-            [*COMMON, f"backbone={a.backbone}", f"data={','.join(a.data)}", f"seed={seed}",
+            [*common, *a.set, f"backbone={a.backbone}", f"data={','.join(a.data)}", f"seed={seed}",
              f"decontaminate={forbidden}", f"pairs={a.pairs}", f"learning_rate={rate}"],
         )  # fmt: skip
 
-    def result(name: str, seed: int, rate: float) -> Result:
-        return run(recipe(name, seed, rate), judge, a.out / f"{name}-{rate:g}-{seed}")
+    total = sum(len(names) * a.seeds + 1 for names in FAMILIES.values()) + 1
+    # Each run in a process of its own: on a CPU the allocator keeps what one took from the next.
+    pool = ProcessPoolExecutor(a.workers, mp_context=get_context("spawn"), max_tasks_per_child=1)
+    with pool, tqdm(total=total, unit="run") as bar:
 
-    total = sum(len(names) * a.seeds + 1 for names in FAMILIES.values())
-    results: dict[str, list[Result]] = {}
-    rejected: list[tuple[str, Result]] = []
-    with tqdm(total=total, unit="run") as bar:
-        start = a.out / "start"
+        def begin(name: str, seed: int, rate: float) -> Future[Result]:
+            out = a.out / f"{name}-{rate:g}-{seed}"
+            begun = pool.submit(run, recipe(name, seed, rate), judge, out)
+            begun.add_done_callback(lambda _: bar.update())
+            return begun
+
         still = override(recipe("contrastive", 1, a.rates[0]), ["average_with_start=1", "pairs=64"])
-        results["start"] = [run(still, judge, start)]
+        start = pool.submit(run, still, judge, a.out / "start")
+        start.add_done_callback(lambda _: bar.update())
+        firsts = [names[0] for names in FAMILIES.values()]
+        tried = {name: [begin(name, 1, rate) for rate in a.rates] for name in firsts}
+        rejected: list[tuple[str, Result]] = []
+        begun: dict[tuple[str, int], Future[Result]] = {}
         for names in FAMILIES.values():
-            tried = []
-            for rate in a.rates:
-                bar.set_postfix_str(f"{names[0]} at {rate:g}")
-                tried.append(result(names[0], 1, rate))
-                bar.update()
-            best, other = sorted(tried, key=lambda r: -r["found"])
-            rejected.append((names[0], other))
+            best, other = sorted(tried[names[0]], key=lambda f: -f.result()["found"])
+            rejected.append((names[0], other.result()))
+            begun[names[0], 1] = best
             for name in names:
-                results[name] = []
                 for seed in range(1, a.seeds + 1):
-                    bar.set_postfix_str(f"{name}, seed {seed}")
-                    results[name].append(result(name, seed, best["learning_rate"]))
-                    bar.update((name, seed) != (names[0], 1))
-    file = result_file("objectives")
+                    if (name, seed) not in begun:
+                        begun[name, seed] = begin(name, seed, best.result()["learning_rate"])
+        results = {"start": [start.result()]}
+        for (name, _), future in sorted(begun.items(), key=lambda x: x[0][1]):
+            results.setdefault(name, []).append(future.result())
+    results = {
+        name: results[name] for name in ("start", *(n for f in FAMILIES.values() for n in f))
+    }
+    accelerator = torch.cuda.get_device_name() if DEVICE.type == "cuda" else ""
+    file = result_file("objectives", accelerator)
     draw(file.with_suffix(".png"), results)
-    file.write_text(written(a.pairs, results, rejected, judge, file.with_suffix(".png").name))
+    file.write_text(
+        written(a.pairs, results, rejected, judge, file.with_suffix(".png").name, accelerator)
+    )
     print(file.read_text())
 
 
@@ -217,12 +225,13 @@ def written(
     rejected: list[tuple[str, Result]],
     judge: Judge,
     picture: str,
+    accelerator: str,
 ) -> str:
     """The table, in Markdown."""
     parts = list(results["start"][0]["parts"])
     lines = [
         "# What the token-level losses add", "",
-        circumstances("torch"), "",
+        f"{accelerator or 'CPU'}; {circumstances('torch')}", "",
         f"{pairs} pairs, the same for all, in steps of 64; {len(results['contrastive'])} seeds (mean ± "
         "standard deviation). Found: held-out pairs whose nearest sentence, by cosine, is the "
         "translation, in %, mean over languages of to and from English, ↑. xsim++: error in % against "
