@@ -24,11 +24,11 @@ from mexma.encoder import OnnxEncoder
 from mexma.errors import InstallationError, MexmaError, StoreError
 from mexma.installation import check_installation
 from service import logs
-from service.access import guard_of
 from service.app import create_app
-from service.audit import Audit
 from service.draining import DrainingServer
 from service.one_write import OneWriteProtocol
+from service.security.access import guard_of
+from service.security.audit import Audit
 from service.settings import Settings
 from service.store.local import LocalStore
 from service.store.protocol import Store

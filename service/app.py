@@ -22,12 +22,10 @@ from mexma import __version__
 from mexma.encoder import Encoder
 from mexma.errors import StoreUnavailable
 from service import http_errors
-from service.access import Guard
-from service.audit import Audit
 from service.canaries import Canaries
 from service.demo import offer_demo
-from service.encoders import Encoders
-from service.gate import Gate
+from service.engine.encoders import Encoders
+from service.engine.watchdog import Watchdog
 from service.http_errors import ACCESS_ERRORS, documented
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
@@ -46,13 +44,15 @@ from service.routes import (
     tei,
 )
 from service.schemas import EmbeddingRequest, TeiEmbedRequest
+from service.security.access import Guard
+from service.security.audit import Audit
+from service.security.gate import Gate
 from service.settings import Settings
 from service.shortcut import shortcut
 from service.state import State
 from service.store.migrations import Migrating
 from service.store.protocol import Store
 from service.tracing import TracedStore, Tracing
-from service.watchdog import Watchdog
 from service.workers.engine_socket import offer_engine
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from fastapi import Header, Request
 from starlette.types import Scope
 
 from mexma.errors import InputError
-from service.lanes import Lane
+from service.engine.lanes import Lane
 
 LANES: tuple[Lane, ...] = get_args(Lane)
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from mexma.errors import CanaryMismatch, StoreError
 from service.caller import INTERNAL_AT_ONCE
-from service.embedder import Embedder
-from service.encoders import Encoders
+from service.engine.embedder import Embedder
+from service.engine.encoders import Encoders
 from service.store.protocol import CollectionInfo, KeepsCanaries, Selection, Store, Vectors
 
 log = logging.getLogger(__name__)

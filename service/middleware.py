@@ -22,11 +22,11 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.gate import Act, Gate
 from service.http_errors import error_response
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
-from service.quotas import current as current_quota
+from service.security.gate import Act, Gate
+from service.security.quotas import current as current_quota
 from service.tracing import Trace, Tracing
 from service.tracing import current as current_trace
 

@@ -30,8 +30,8 @@ from mexma.errors import (
     StoreError,
 )
 from service.caller import INTERNAL_AT_ONCE, INTERNAL_BULK
-from service.embedder import Embedded, Embedder
-from service.encoders import Encoders
+from service.engine.embedder import Embedded, Embedder
+from service.engine.encoders import Encoders
 from service.store.database import Row
 from service.store.migrations import Migrations
 from service.store.pair import Embed, MigrationInfo

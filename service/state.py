@@ -6,13 +6,13 @@ import asyncio
 from dataclasses import dataclass, field
 
 from service.canaries import Canaries
-from service.encoders import Encoders
+from service.engine.encoders import Encoders
+from service.engine.watchdog import Watchdog
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.migrator import Migrator
 from service.settings import Settings
 from service.store.protocol import Store
-from service.watchdog import Watchdog
 
 
 @dataclass

@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from mexma.errors import InputError
-from service.embedder import Embedded
+from service.engine.embedder import Embedded
 from service.http_errors import snake
 
 NPY = "application/x-npy"

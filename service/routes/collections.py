@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query
 
 from mexma.errors import CollectionNotFound, FingerprintMismatch
 from service.collection_schemas import CollectionDescription, CollectionList, CollectionName
-from service.embedder import Embedder
+from service.engine.embedder import Embedder
 from service.http_errors import STORE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.state import State

@@ -22,7 +22,7 @@ from service.collection_schemas import (
     UpsertRequest,
     UpsertResponse,
 )
-from service.embedder import Embedded, Embedder
+from service.engine.embedder import Embedded, Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, STORE_ERRORS, documented, snake
 from service.json_body import JsonRoute
 from service.middleware import unless_gone

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from mexma.encoder import Encoder
 from service.caller import Caller, caller
-from service.embedder import Embedded, Embedder
+from service.engine.embedder import Embedded, Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone

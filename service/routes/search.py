@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mexma.errors import InputError, TooManyItems
 from service.caller import Caller, caller
 from service.collection_schemas import SearchRequest, SearchResponse
-from service.embedder import Embedder
+from service.engine.embedder import Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone

@@ -11,7 +11,7 @@ from mexma import __version__
 from mexma.errors import InputError
 from mexma.text import Side
 from service.caller import Caller, caller
-from service.embedder import Embedder
+from service.engine.embedder import Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone

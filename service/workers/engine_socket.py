@@ -16,8 +16,8 @@ from pathlib import Path
 import orjson
 
 from mexma.errors import DeadlineExceeded, MexmaError, Overloaded
-from service.batcher import Job
-from service.embedder import Embedder
+from service.engine.batcher import Job
+from service.engine.embedder import Embedder
 from service.metrics import Metrics
 from service.workers.arena import Arena, Layout
 from service.workers.wire import DONE, JOB, REFUSED, Frames, Kind, Submission, errors_to_json

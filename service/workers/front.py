@@ -20,16 +20,16 @@ from starlette.types import Message, Receive, Scope, Send
 from mexma.artifact import Manifest
 from mexma.errors import EngineAway
 from mexma.text import TextTokenizer
-from service.access import guard_of
-from service.audit import Audit
-from service.embedder import Embedder
-from service.gate import FirstGate
+from service.engine.embedder import Embedder
 from service.http_errors import for_exception
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.middleware import RequestBorder, watched, with_cors
 from service.routes import embeddings, tei
 from service.schemas import EmbeddingRequest, Ready, TeiEmbedRequest
+from service.security.access import guard_of
+from service.security.audit import Audit
+from service.security.gate import FirstGate
 from service.settings import Settings
 from service.shortcut import shortcut
 from service.tracing import start_tracing

@@ -23,8 +23,8 @@ import orjson
 from numpy.typing import NDArray
 
 from mexma.errors import DeadlineExceeded, EngineAway, EngineError, NonFiniteVector, Overloaded
-from service.batcher import Job
-from service.lanes import Lane
+from service.engine.batcher import Job
+from service.engine.lanes import Lane
 from service.metrics import Metrics
 from service.workers.arena import Arena, Layout, Regions
 from service.workers.wire import DONE, JOB, REFUSED, Frames, Kind, Submission

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import orjson
 
-from service.lanes import Lane
+from service.engine.lanes import Lane
 
 FRAME = struct.Struct("<IB")
 SUBMIT = struct.Struct("<QQIIBd")

@@ -8,11 +8,11 @@ import threading
 import pytest
 from fastapi import Request
 
-from service.access import Guard
-from service.audit import Audit
-from service.gate import Gate
 from service.metrics import Metrics
 from service.middleware import ClientGone, RequestBorder, unless_gone
+from service.security.access import Guard
+from service.security.audit import Audit
+from service.security.gate import Gate
 from tests.fakes import FakeEncoder
 
 

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 from mexma.sample import tatoeba_sample
-from service.keys import new_key, write_keys
+from service.security.keys import new_key, write_keys
 from tests.browser import ARGUMENTS, find_browser
 from tests.conftest import Server, start_server
 

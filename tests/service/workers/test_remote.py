@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mexma.errors import DeadlineExceeded, EngineAway, NonFiniteVector, Overloaded
-from service.embedder import Embedder
+from service.engine.embedder import Embedder
 from service.metrics import Metrics
 from service.settings import Settings
 from service.workers import remote as remote_module

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mexma.sample import tatoeba_sample
-from service.keys import new_key, write_keys
+from service.security.keys import new_key, write_keys
 from tests.conftest import Server, start_server, wait_until_ready
 
 SENTENCES = [s.text for s in tatoeba_sample()][:400]

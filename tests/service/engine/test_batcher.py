@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mexma.batching import PADDING_SHARE, PADDING_TOKENS, split_batches, take_batch
 from mexma.errors import DeadlineExceeded, EngineError, NonFiniteVector, Overloaded
-from service.batcher import Batcher
-from service.cache import VectorCache
+from service.engine.batcher import Batcher
+from service.engine.cache import VectorCache
 from tests.fakes import FakeEncoder, vector_of
 
 POISON = 77

@@ -13,8 +13,8 @@ from typing import Literal
 
 from starlette.types import Scope
 
-from service.keys import Key, KeyFile, Role
-from service.quotas import Bucket, Quotas
+from service.security.keys import Key, KeyFile, Role
+from service.security.quotas import Bucket, Quotas
 from service.settings import Settings
 
 COLLECTION = r"/v1/collections/[^/]+"

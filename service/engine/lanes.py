@@ -1,7 +1,7 @@
 """What waits, and what of it runs next: two lanes, fair between clients, grouped by length.
 
 Pure: no threads, no event loop, no clock of its own (times are arguments), so that every promise
-is tested by the order of what `take` returns (`tests/service/test_lanes.py`):
+is tested by the order of what `take` returns (`tests/service/engine/test_lanes.py`):
 - an interactive sequence waits for no bulk work but the batch that is running when it comes, and
   what bulk is owed;
 - bulk work is never starved: it is owed one token for every `BULK_SHARE` interactive ones;

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from mexma.encoder import Encoder
 from mexma.errors import ArtifactError, InputError
-from service.embedder import Embedder
+from service.engine.embedder import Embedder
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.admission import check_fingerprint

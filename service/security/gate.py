@@ -11,11 +11,11 @@ from fastapi.responses import Response
 from starlette.types import Scope
 
 from mexma.errors import AuditError
-from service.access import Guard, Refusal
-from service.audit import Audit
 from service.http_errors import error_response, for_exception
 from service.metrics import Metrics
-from service.quotas import current as current_quota
+from service.security.access import Guard, Refusal
+from service.security.audit import Audit
+from service.security.quotas import current as current_quota
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Gate:
     ) -> Response | Act | None:
         """The answer to who is not let in; else what to record in the end, None for nothing.
 
-        The quota of who is let in is `service.quotas.current` from here on.
+        The quota of who is let in is `service.security.quotas.current` from here on.
         """
         found = self._guard.check(scope, headers)
         if isinstance(found, Refusal):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mexma.errors import MexmaError, Overloaded
-from service.embedder import Embedder
+from service.engine.embedder import Embedder
 from service.metrics import Metrics
 from service.store.protocol import Vectors
 

@@ -8,10 +8,10 @@ import threading
 import numpy as np
 import pytest
 
-from service.embedder import Embedder
+from service.engine.embedder import Embedder
+from service.engine.watchdog import Watchdog
 from service.metrics import Metrics
 from service.settings import Settings
-from service.watchdog import Watchdog
 from tests.fakes import FakeEncoder
 
 

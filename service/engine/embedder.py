@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from mexma.encoder import Encoder
 from mexma.errors import DeadlineExceeded, EngineError, InputError, TooManyItems
 from mexma.text import Side, Tokens
-from service import quotas, tracing
-from service.batcher import Batcher, Job
-from service.cache import VectorCache
+from service import tracing
 from service.caller import INTERNAL, Caller, is_ours
-from service.lanes import Lane
+from service.engine.batcher import Batcher, Job
+from service.engine.cache import VectorCache
+from service.engine.lanes import Lane
 from service.language_meter import LanguageMeter
 from service.metrics import Metrics
+from service.security import quotas
 from service.settings import Settings
 
 T = TypeVar("T")

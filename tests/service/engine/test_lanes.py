@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.lanes import ABOUT_S, BULK_SHARE, LOOKAHEAD, Entry, Lane, Lanes
+from service.engine.lanes import ABOUT_S, BULK_SHARE, LOOKAHEAD, Entry, Lane, Lanes
 
 LONG_AGO = -100 * ABOUT_S
 QUANTUM = 40

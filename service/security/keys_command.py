@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mexma.errors import KeyFileError
-from service.keys import NAME, ROLES, new_key, read_keys, write_keys
+from service.security.keys import NAME, ROLES, new_key, read_keys, write_keys
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,7 +4,7 @@ A batch is formed the moment the engine is free, from what waits then, by the en
 it never waits for the event loop between two batches. Which sequences those are, `lanes` says.
 Nobody waits for a timer.
 
-Promises, each attacked in `tests/service/test_batcher.py`:
+Promises, each attacked in `tests/service/engine/test_batcher.py`:
 - every caller gets a result or an error, whatever happens to its neighbours in a batch: when
   a batch fails, its sequences are run again one by one, and only the guilty fail;
 - a cancelled caller's sequences leave the queue, or are dropped if they are running, and what
@@ -30,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma.errors import DeadlineExceeded, EngineError, NonFiniteVector, Overloaded
-from service.cache import VectorCache
-from service.cost import BatchCost
-from service.lanes import Entry, Lane, Lanes, entries_by_receiver
+from service.engine.cache import VectorCache
+from service.engine.cost import BatchCost
+from service.engine.lanes import Entry, Lane, Lanes, entries_by_receiver
 
 log = logging.getLogger(__name__)
 Run = Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]

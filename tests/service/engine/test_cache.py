@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from service.cache import OVERHEAD_BYTES, VectorCache
-from service.cost import BatchCost
+from service.engine.cache import OVERHEAD_BYTES, VectorCache
+from service.engine.cost import BatchCost
 
 
 def vector(fill: float, dim: int = 64) -> np.ndarray:

@@ -12,12 +12,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from mexma.errors import KeyFileError, QuotaExceeded
-from service import keys_command
-from service.access import RULES, Guard, role_for
 from service.app import create_app
-from service.audit import Audit
-from service.keys import ROLES, Key, KeyFile, new_key, read_keys, write_keys
-from service.quotas import Bucket
+from service.security import keys_command
+from service.security.access import RULES, Guard, role_for
+from service.security.audit import Audit
+from service.security.keys import ROLES, Key, KeyFile, new_key, read_keys, write_keys
+from service.security.quotas import Bucket
 from service.settings import Settings
 from service.store.local import LocalStore
 from tests.fakes import FakeEncoder
@@ -231,7 +231,7 @@ def test_a_key_is_compared_in_constant_time_and_an_unknown_id_is_compared_too(gu
         compared.append((len(a), len(b)))
         return False
 
-    monkeypatch.setattr("service.keys.hmac.compare_digest", compare)
+    monkeypatch.setattr("service.security.keys.hmac.compare_digest", compare)
     guarded.ask("GET", "/v1/models", "read")
     guarded.client.get("/v1/models", headers={"authorization": "Bearer mexma_ffffffff_" + "A" * 43})
     guarded.client.get("/v1/models", headers={"authorization": "Bearer short"})
@@ -499,7 +499,7 @@ def test_an_act_that_cannot_be_recorded_is_not_done(guarded, monkeypatch):
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("service.audit.os.write", full)
+    monkeypatch.setattr("service.security.audit.os.write", full)
     answer = guarded.ask("DELETE", "/v1/collections/c", "admin")
     monkeypatch.undo()
     assert answer.status_code == 500
