@@ -529,7 +529,10 @@ def detokenized(text: str) -> str:
 
 
 def post_edits(package: Path) -> Rows:
-    """MLQE-PE: archives with a sentence a line, in `.src` as written, in `.pe` as corrected."""
+    """MLQE-PE: archives with a sentence a line, in `.src` as written, in `.pe` as corrected.
+
+    Estonian has two translations too that are nobody's corrections.
+    """
     for path, content in members(package, "data/post-editing/*/*.tar.gz"):
         source, target, _ = path.name.split("-")
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -541,6 +544,16 @@ def post_edits(package: Path) -> Rows:
         for left, right in zip(sides[".src"], sides[".pe"], strict=True):
             pair = detokenized(left), detokenized(right)
             yield (target, *pair[::-1]) if source == "en" else (source, *pair)
+    ((_, content),) = members(package, "data/multi-reference/data.tar.gz")
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        texts = {
+            PurePosixPath(m.name).name: file.read().decode().splitlines()
+            for m in archive
+            if m.isfile() and (file := archive.extractfile(m))
+        }
+    for reference in ("ref-1.en", "ref-2.en"):
+        for text, english in zip(texts["src.et"], texts[reference], strict=True):
+            yield "et", detokenized(text), detokenized(english)
 
 
 def sums(package: Path) -> Rows:
