@@ -79,10 +79,15 @@ class Snapshot:
         """Stored tag -> documents alive, by tag."""
         return {t: int(n) for t, n in sorted(zip(self.tags, self.counts, strict=True)) if n}
 
-    def where(self, wanted: Callable[[str], bool], condition: Filter | None = None) -> Mask:
-        """Bool `[count]`: alive rows whose tag is wanted and whose metadata meets the condition."""
-        chosen = np.array([wanted(tag) for tag in self.tags], np.bool_)
-        mask = self.alive if chosen.all() else self.alive & chosen[self.codes]
+    def where(self, wanted: Callable[[str], bool] | None, condition: Filter | None = None) -> Mask:
+        """Bool `[count]`: alive rows whose tag is wanted and whose metadata meets the condition.
+
+        wanted: None for every tag, which asks about none of them.
+        """
+        mask = self.alive
+        if wanted is not None:
+            chosen = np.array([wanted(tag) for tag in self.tags], np.bool_)
+            mask = mask if chosen.all() else mask & chosen[self.codes]
         return mask if condition is None else mask & self.columns.where(condition, len(mask))
 
     def primaries(self, mask: Mask) -> list[str]:

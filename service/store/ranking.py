@@ -60,7 +60,8 @@ def selected(snapshot: Snapshot, selection: Selection | Query, excluded: str | N
         wanted = languages is None or any(matches(tag, w) for w in languages)
         return wanted and primary(tag) != excluded
 
-    return snapshot.where(passes, selection.filter)
+    some = languages is not None or excluded is not None
+    return snapshot.where(passes if some else None, selection.filter)
 
 
 def rank(
