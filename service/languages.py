@@ -17,7 +17,9 @@ by rules rather than by tuning on a test set:
 - Kana, and Hangul, are each one language's writing: letters that are only these, or these with
   Han characters, decide. Of random pairs of Hangul syllables the model knew 84 %; for Thai,
   Georgian and the like it needs no help. Han characters alone are left to it.
-- Without a letter, or with a probability below 1 in 10, the answer is "und".
+- Without a letter, or with a probability below 1 in 10, the answer is "und"; for a language that few
+  texts are in it is so below 1 in 2. To the model all of its classes are as likely before it has
+  read a letter, so it takes "hello world" for Fula.
 
 Refuses to know: HTTP, collections, the encoder's own list of languages.
 """
@@ -34,6 +36,15 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 UNDETERMINED = "und"
 LEAST_PROBABILITY = 0.1
 """Below this the model itself expects to be wrong nine times in ten; its 140 classes make 0.007 even."""
+RARE = frozenset({
+    "ace", "an", "bcl", "br", "crh", "dz", "eo", "ext", "ff", "fo", "fy", "gcf", "gcr", "gn",
+    "guw", "kab", "kik", "ku", "la", "lb", "lg", "lij", "ln", "mg", "mt", "nso", "oc", "om",
+    "rw", "sa", "se", "sn", "st", "tg", "tt", "ug", "vec", "vo", "wa", "xh",
+})  # fmt: skip
+"""The model's languages that Unicode CLDR 48 does not cover in full (its level "modern")."""
+LEAST_PROBABILITY_OF_RARE = 0.5
+"""Below this the model itself expects to be wrong. Of 3,574 names of symbols in 41 languages (CLDR's)
+15.4 % came out as a wrong language without this, 11.9 % with it, and as many as the right one."""
 MAX_CHARACTERS = 1_000
 """Read of a text: enough to be sure, and it bounds the time (50 us for a sentence, 1.3 ms for 10,000)."""
 
@@ -105,7 +116,8 @@ class LanguageDetector:
         label, probability = self._loaded().classify(text)
         lang = FOLDED.get(label, label)
         probability = min(float(probability), 1.0)
-        return Detection(lang if probability >= LEAST_PROBABILITY else UNDETERMINED, probability)
+        least = LEAST_PROBABILITY_OF_RARE if lang in RARE else LEAST_PROBABILITY
+        return Detection(lang if probability >= least else UNDETERMINED, probability)
 
     def _loaded(self) -> LanguageIdentifier:
         with self._loading:
