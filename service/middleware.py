@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http_errors import error_response
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
+from service.routes.names import name_of
 from service.security.gate import Act, Gate
 from service.security.quotas import current as current_quota
 from service.tracing import Trace, Tracing
@@ -153,9 +154,7 @@ class RequestBorder:
         if scope.get("answered_elsewhere"):
             return
         # As declared: what a route was filled with is the caller's.
-        route = getattr(scope.get("route"), "path", "unmatched")
-        if scope["method"] == "POST" and scope["path"] in self.shortcuts:
-            route = scope["path"]
+        route = name_of(scope["path"])
         self.metrics.answered(route, status, seconds)
         if status == 429:
             self.metrics.refused.labels("quota").inc()

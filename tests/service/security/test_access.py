@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from service.routes.names import FILLED, FIXED, UNMATCHED, name_of
 from service.security.access import RULES, role_for
 from service.security.keys import ROLES
 
@@ -101,6 +102,36 @@ def test_the_api_s_own_documentation_asks_for_the_key(guarded):
     for (method, path), role in ROUTES.items():
         answers = document["paths"][path][method.lower()]["responses"]
         assert ({"401", "403"} <= set(answers)) == (role is not None), path
+
+
+# Names in metrics and logs
+
+
+def test_every_route_has_its_name_also_for_who_is_refused(guarded):
+    paths = guarded.client.get("/openapi.json").json()["paths"]
+    counted = set()
+    for path, methods in paths.items():
+        name = name_of(filled(path))
+        assert name.replace(":path}", "}") == path
+        if name in ("/health/live", "/health/ready"):
+            continue
+        for method in methods:
+            assert guarded.ask(method.upper(), filled(path)).status_code == 401
+            counted.add(f'{{route="{name}",status="401"}}')
+    shown = guarded.ask("GET", "/metrics", "metrics").text
+    assert [c for c in counted if f"mexma_http_requests_total{c}" not in shown] == []
+    assert 'route="unmatched"' not in shown
+    declared = {name.replace(":path}", "}") for name in (*FIXED, *FILLED)}
+    assert declared - set(paths) == {"/", "/docs", "/openapi.json"}
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v1/collections/", "/v1/collections/c/x", "/embed/"])
+def test_what_a_caller_made_up_is_no_name(guarded, path):
+    assert name_of(path) == UNMATCHED
+    assert guarded.ask("GET", path, "admin", follow_redirects=False).status_code in (404, 405, 307)
+    assert guarded.ask("GET", path).status_code == 401
+    shown = guarded.ask("GET", "/metrics", "metrics").text
+    assert 'mexma_http_requests_total{route="unmatched",status="401"} 1.0' in shown
 
 
 # Browsers
