@@ -35,6 +35,7 @@ from service.store.protocol import Store
 from service.tracing import start_tracing
 from service.workers.engine_socket import listen
 from service.workers.front import ENGINE_SOCKET, HTTP_SOCKET
+from service.workers.liveness import answering
 from service.workers.supervisor import Supervisor
 
 log = logging.getLogger("mexma")
@@ -147,7 +148,8 @@ def _serve_all(
         _run(settings, listener, app, delay_s=settings.drain_delay_s)
     else:  # from the folder, which is this user's alone, only workers come, and they have gone
         plain: dict[str, Any] = {"ssl_certfile": None, "ssl_keyfile": None}
-        _run(settings, listen(folder / HTTP_SOCKET), app, forwarded_allow_ips="*", **plain)
+        socket_there = listen(folder / HTTP_SOCKET)
+        _run(settings, socket_there, answering(app), forwarded_allow_ips="*", **plain)
 
 
 def _run(

@@ -33,11 +33,15 @@ from service.security.gate import FirstGate
 from service.settings import Settings
 from service.shortcut import shortcut
 from service.tracing import start_tracing
+from service.workers import liveness
 from service.workers.proxy import forward
 from service.workers.remote import RelayedMetrics, RemoteBatcher
 
 HTTP_SOCKET, ENGINE_SOCKET = "http.sock", "engine.sock"
 
+# An engine's process whose event loop does not turn in this time hangs; to wait for its watchdog's
+# word, which may take as long as a test sentence's deadline, is in vain then.
+ALIVE_TIMEOUT_S = 2.0
 # A probe that is not answered in this time is an answer.
 PROBE_TIMEOUT_S = 8.0
 # Where no engine answers, a worker says so itself after this time.
@@ -135,13 +139,11 @@ class Front:
 
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == "/health/live":
+        if liveness.is_asked(scope):
             # The supervisor mends an engine that hangs; to restart everything is worse.
-            await Response(b'{"status":"alive"}', media_type="application/json")(
-                scope, receive, send
-            )
+            await liveness.alive(scope, receive, send)
             return
-        if path == "/health/ready" and not self._remote.connected:
+        if path == "/health/ready" and not await self._engine_lives():
             await _not_ready()(scope, receive, send)
             return
         body = await _whole(scope, receive)
@@ -163,6 +165,11 @@ class Front:
             await response(scope, receive, send)
         except TimeoutError:
             await _not_ready()(scope, receive, send)
+
+    async def _engine_lives(self) -> bool:
+        return self._remote.connected and await liveness.lives_soon(
+            self._http, timeout_s=ALIVE_TIMEOUT_S
+        )
 
 
 async def _whole(scope: Scope, receive: Receive) -> bytes:

@@ -16,7 +16,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -28,12 +27,14 @@ from mexma.artifact import open_artifact
 from mexma.encoder import tokenizer_of
 from service.settings import Settings
 from service.workers.front import HTTP_SOCKET, Front, TokenizingEncoder
+from service.workers.liveness import lives
 
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
 TICK_S = 0.2
 PROBE_EVERY_S = 5.0
+PROBE_TIMEOUT_S = 1.0
 # An engine's process that dies at once is not started more often than this.
 AGAIN_S = 2.0
 # Another encoder is at hand than the one that workers tokenise for: only a whole restart helps.
@@ -166,7 +167,7 @@ class Supervisor:
         if now - self._probed < (PROBE_EVERY_S if self._engine_is_up else TICK_S):
             return
         self._probed = now
-        if self._answers():
+        if lives(self._folder / HTTP_SOCKET, timeout_s=PROBE_TIMEOUT_S):
             self._engine_is_up = self._engine_was_ever_up = True
             self._silent_since = None
             return
@@ -177,16 +178,6 @@ class Supervisor:
             log.error("the engine's process has not answered for %.0f s", now - self._silent_since)
             os.kill(self._engine, signal.SIGKILL)
             self._silent_since = None
-
-    def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(str(self._folder / HTTP_SOCKET))
-                probe.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-                return probe.recv(12) == b"HTTP/1.1 200"
-            except OSError:
-                return False
 
     def _end(self) -> None:
         """First the workers, whose requests need the engine, then the engine."""

@@ -297,11 +297,19 @@ def test_keys_quotas_and_the_record_are_kept_with_workers(tmp_path):
     answers = [ask(boss, "DELETE", "/v1/collections/none") for _ in range(12)]
     ids = [a.headers["x-request-id"] for a in answers]
     assert len(set(ids)) == len(ids), "no two workers give one id"
+    while any(one not in server.log.read_text() for one in ids):  # written after the answer
+        time.sleep(0.02)
     recorded, logged = record.read_text(), server.log.read_text()
     for one in ids:
         assert recorded.count(f'"request_id":"{one}"') >= 1
         assert logged.count(one) == 1, "an answer is logged once, where it was made"
-    while 'mexma_refused_total{reason="no_key"} 1.0' not in ask(boss, "GET", "/metrics").text:
+    assert "health/live" not in logged, "the supervisor's questions are no requests"
+    assert ask(None, "GET", "/v1/collections/private").status_code == 401
+    while 'mexma_refused_total{reason="no_key"} 2.0' not in ask(boss, "GET", "/metrics").text:
         time.sleep(0.02)
+    shown = ask(boss, "GET", "/metrics").text
+    for route in ("/v1/embeddings", "/v1/collections/{name}"):
+        assert f'mexma_http_requests_total{{route="{route}",status="401"}}' in shown
+    assert 'route="unmatched"' not in shown
     server.process.terminate()
     assert server.process.wait(60) == 0
