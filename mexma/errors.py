@@ -7,6 +7,7 @@
     │   ├── UnencodableText         not valid Unicode (a lone surrogate)
     │   ├── TokenOutOfRange         a token id this tokenizer does not have
     │   └── TooManyItems            more items in one request than the limit
+    ├── ModelNotFound               no model of that name is served
     ├── InstallationError           the packages installed here cannot do the job
     │   ├── ConflictingPackages     CPU and GPU twins of one package, installed over each other
     │   └── DeviceUnavailable       the device asked for is not there; we never fall back silently
@@ -77,6 +78,10 @@ class TokenOutOfRange(InputError):
 
 class TooManyItems(InputError):
     """The request holds more items than `limit`."""
+
+
+class ModelNotFound(MexmaError):
+    """No model of that name or fingerprint is served."""
 
 
 class InstallationError(MexmaError):

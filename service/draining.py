@@ -13,10 +13,9 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.schemas import Ready
+from service import readiness
 
 log = logging.getLogger("mexma")
 
@@ -47,11 +46,10 @@ class DrainingServer(uvicorn.Server):
 
         async def outer(scope: Scope, receive: Receive, send: Send) -> None:
             draining = self._asked is not None and scope["type"] == "http"
-            if draining and scope["path"] == "/health/ready":
+            if draining and scope["path"] in readiness.PATHS:
                 detail = f"the service ends in {self._delay_s:g} s or less"
-                body = Ready(status="not_ready", reason="draining", detail=detail)
-                headers = {"retry-after": "5"}
-                await JSONResponse(body.model_dump(), 503, headers)(scope, receive, send)
+                response = readiness.not_ready(scope["path"], reason="draining", detail=detail)
+                await response(scope, receive, send)
                 return
             await inner(scope, receive, send)
 

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from mexma import errors
 
-TEI_PATHS = ("/embed", "/info")
+TEI_PATHS = ("/embed", "/info", "/health")
 
 
 class Shape(NamedTuple):
@@ -32,6 +32,7 @@ class Shape(NamedTuple):
 # The first class that matches decides, so subclasses stand before their parents.
 TABLE: tuple[tuple[type[errors.MexmaError], Shape], ...] = (
     (errors.InputError, Shape(422, "invalid_request_error", "Validation")),
+    (errors.ModelNotFound, Shape(404, "invalid_request_error", "Validation")),
     (errors.CollectionNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.DocumentNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.BackupNotFound, Shape(404, "not_found_error", "Validation")),
@@ -80,7 +81,7 @@ STATUS_MEANINGS = {
     400: "The body is not JSON, or not UTF-8",
     401: "No API key, or one that is unknown, revoked or expired",
     403: "The key's role does not allow it, or a page of another origin asks",
-    404: "No such collection, document, snapshot or migration",
+    404: "No such model, collection, document, snapshot or migration",
     408: "The body did not arrive in time",
     409: "The collection belongs to another encoder, exists with other properties, or is in another "
     "phase of its migration",

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings` to OpenAI's contract, and `GET /v1/models`."""
+"""`POST /v1/embeddings` and `GET /v1/models` to OpenAI's contract."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from mexma.encoder import Encoder
+from mexma.errors import ModelNotFound
 from service.caller import Caller, caller
 from service.engine.embedder import Embedded, Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
@@ -55,6 +56,14 @@ def router(state: State) -> APIRouter:
     async def list_models() -> ModelList:
         """The models that are served, each with its card; the default first."""
         return ModelList(data=[_card(embedder.encoder) for embedder in state.encoders])
+
+    @routes.get("/v1/models/{model:path}", response_model=ModelCard, responses=documented(404, 422))
+    async def retrieve_model(model: str) -> ModelCard:
+        """One that is served, by its name or fingerprint."""
+        found = state.encoders.named(model)
+        if found is None:
+            raise ModelNotFound(f"model {model[:80]!r} is not served; GET /v1/models lists what is")
+        return _card(found.encoder)
 
     return routes
 

@@ -10,7 +10,8 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from mexma.errors import StoreError, StoreUnavailable
-from service.http_errors import ACCESS_ERRORS, documented
+from service import readiness
+from service.http_errors import ACCESS_ERRORS, TeiErrorBody, documented
 from service.schemas import Live, Ready
 from service.state import State
 
@@ -34,19 +35,31 @@ def router(state: State) -> APIRouter:
         response_model=Ready,
         responses={503: {"model": Ready, "description": "Do not send traffic; reason says why"}},
     )
-    async def ready(response: Response) -> Ready:
+    async def ready() -> Response | Ready:
         """Whether to send traffic: started, the engine is not stuck, and its last batch worked.
 
         A test sentence now and then finds out what no client has tried. After a failed batch the
         probe runs one itself, so that the service comes back without waiting for either.
         """
+        return await refusal(readiness.PATH) or Ready(status="ready")
+
+    @routes.get(
+        "/health",
+        response_class=Response,
+        tags=["text-embeddings-inference"],
+        responses={
+            200: {"description": "Send traffic", "content": {}},
+            503: {"model": TeiErrorBody, "description": "Do not send traffic"},
+        },
+    )
+    async def health() -> Response:
+        """As `/health/ready`, for who knows text-embeddings-inference: 200 without a body, or 503."""
+        return await refusal(readiness.TEI_PATH) or Response()
+
+    async def refusal(path: str) -> Response | None:
         reason, detail = await _why_not(state)
         state.metrics.ready.set(reason is None)
-        if reason is None:
-            return Ready(status="ready")
-        response.status_code = 503
-        response.headers["retry-after"] = "5"
-        return Ready(status="not_ready", reason=reason, detail=detail)
+        return None if reason is None else readiness.not_ready(path, reason=reason, detail=detail)
 
     @routes.get(
         "/metrics",

@@ -12,11 +12,12 @@ import re
 UNMATCHED = "unmatched"
 FIXED = frozenset({
     "/v1/embeddings", "/v1/models", "/v1/collections", "/embed", "/info",
-    "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json", "/",
+    "/health", "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json", "/",
 })  # fmt: skip
 COLLECTION = "/v1/collections/{name}"
 # A parameter ends at the next slash, `:path` takes the rest.
 FILLED = (
+    "/v1/models/{model:path}",
     COLLECTION,
     f"{COLLECTION}/documents",
     f"{COLLECTION}/documents/count",

@@ -20,11 +20,11 @@ from service.settings import Settings
 COLLECTION = r"/v1/collections/[^/]+"
 # The first rule that matches decides. None: everybody.
 RULES: tuple[tuple[str, str, Role | None], ...] = (
-    ("GET", r"/health/(live|ready)", None),
+    ("GET", r"/health(/live|/ready)?", None),
     ("GET HEAD", r"/", None),  # the page and the documentation hold nothing of anybody's
     ("GET HEAD", r"/docs|/openapi\.json|/swagger/[^/]+", None),
     ("GET", r"/metrics", "metrics"),
-    ("GET", r"/info|/v1/models", "read"),
+    ("GET", r"/info|/v1/models(/.+)?", "read"),
     ("POST", r"/v1/embeddings|/embed", "read"),
     ("GET", rf"/v1/collections|{COLLECTION}(/.*)?", "read"),
     ("POST", rf"{COLLECTION}/(search|documents/count|documents/scroll)", "read"),

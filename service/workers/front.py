@@ -20,13 +20,14 @@ from starlette.types import Message, Receive, Scope, Send
 from mexma.artifact import Manifest
 from mexma.errors import EngineAway
 from mexma.text import TextTokenizer
+from service import readiness
 from service.engine.embedder import Embedder
 from service.http_errors import for_exception
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.middleware import RequestBorder, watched, with_cors
 from service.routes import embeddings, tei
-from service.schemas import EmbeddingRequest, Ready, TeiEmbedRequest
+from service.schemas import EmbeddingRequest, TeiEmbedRequest
 from service.security.access import guard_of
 from service.security.audit import Audit
 from service.security.gate import FirstGate
@@ -143,8 +144,9 @@ class Front:
             # The supervisor mends an engine that hangs; to restart everything is worse.
             await liveness.alive(scope, receive, send)
             return
-        if path == "/health/ready" and not await self._engine_lives():
-            await _not_ready()(scope, receive, send)
+        probed = path in readiness.PATHS
+        if probed and not await self._engine_lives():
+            await _engine_away(path)(scope, receive, send)
             return
         body = await _whole(scope, receive)
 
@@ -155,16 +157,16 @@ class Front:
 
         work = forward(self._http, scope, body, send_on)
         try:
-            if path == "/health/ready":
+            if probed:
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
                     await work
             else:
                 await watched(receive, work)
         except EngineAway as error:
-            response = _not_ready() if path == "/health/ready" else for_exception(path, error)
+            response = _engine_away(path) if probed else for_exception(path, error)
             await response(scope, receive, send)
         except TimeoutError:
-            await _not_ready()(scope, receive, send)
+            await _engine_away(path)(scope, receive, send)
 
     async def _engine_lives(self) -> bool:
         return self._remote.connected and await liveness.lives_soon(
@@ -182,12 +184,8 @@ async def _whole(scope: Scope, receive: Receive) -> bytes:
     return body
 
 
-def _not_ready() -> Response:
-    found = Ready(
-        status="not_ready",
-        reason="engine_away",
-        detail=f"the engine's process does not answer worker {os.getpid()}; it is restarted when it dies",
+def _engine_away(path: str) -> Response:
+    detail = (
+        f"the engine's process does not answer worker {os.getpid()}; it is restarted when it dies"
     )
-    return Response(
-        found.model_dump_json(), 503, headers={"retry-after": "5"}, media_type="application/json"
-    )
+    return readiness.not_ready(path, reason="engine_away", detail=detail)

@@ -218,6 +218,23 @@ def test_info_follows_tei(client):
     assert info["max_input_length"] == 64
 
 
+def test_health_follows_tei(make_client):
+    encoder = FakeEncoder()
+    client = make_client(encoder)
+    well = client.get("/health")
+    assert (well.status_code, well.content) == (200, b"")
+    encoder.broken = True
+    client.post("/embed", json={"inputs": "x"})
+    ill = client.get("/health")
+    assert ill.status_code == 503
+    assert int(ill.headers["retry-after"]) >= 1
+    assert ill.json()["error_type"] == "Unhealthy"
+    assert "engine_failed" in ill.json()["error"]
+    assert client.get("/health/ready").json()["reason"] == "engine_failed"
+    encoder.broken = False
+    assert client.get("/health").status_code == 200
+
+
 def test_models_lists_the_served_one(client):
     (card,) = client.get("/v1/models").json()["data"]
     assert (card["id"], card["dimensions"], card["max_tokens"]) == ("fake", 16, 64)

@@ -14,7 +14,7 @@ import time
 import httpx
 import numpy as np
 import pytest
-from openai import OpenAI, UnprocessableEntityError
+from openai import NotFoundError, OpenAI, UnprocessableEntityError
 
 from mexma.neighbours import nearest
 from mexma.sample import parallel_pairs, tatoeba_sample
@@ -51,6 +51,14 @@ def test_the_official_client_gets_the_same_vectors_in_float_and_base64(official,
         np.array([d.embedding for d in by_default.data], np.float32), embed(server, texts)
     )
     assert by_default.usage.prompt_tokens == by_default.usage.total_tokens > len(texts) * 3
+
+
+def test_the_official_client_lists_and_retrieves_models(official):
+    (listed,) = official.models.list().data
+    assert official.models.retrieve(listed.id) == listed
+    with pytest.raises(NotFoundError) as caught:
+        official.models.retrieve("text-embedding-3-small")
+    assert caught.value.code == "model_not_found"
 
 
 def test_the_official_client_understands_our_errors(official):
@@ -219,6 +227,7 @@ def test_sigterm_turns_ready_off_and_serves_on_while_load_balancers_notice(tmp_p
     while (answer := httpx.get(f"{server.url}/health/ready")).status_code == 200:
         time.sleep(0.02)
     assert answer.json()["reason"] == "draining"
+    assert "draining" in httpx.get(f"{server.url}/health").json()["error"]
     assert httpx.get(f"{server.url}/health/live").status_code == 200
     assert embed(server, ["still here"]).shape == (1, 384)
     server.process.terminate()  # a second one ends the wait

@@ -63,6 +63,19 @@ def test_both_are_listed_and_counted(client, encoders):
         assert f"mexma_encoder_info{{{labels}}} 1.0" in metrics
 
 
+def test_one_is_retrieved_by_its_name_or_fingerprint(client, encoders):
+    old, new = client.get("/v1/models").json()["data"]
+    assert client.get("/v1/models/old").json() == old
+    assert client.get("/v1/models/new").json() == new
+    assert client.get(f"/v1/models/{encoders[1].fingerprint}").json() == new
+    for name in ("text-embedding-3-small", "intfloat/multilingual-e5-small", "x" * 500):
+        answer = client.get(f"/v1/models/{name}")
+        assert answer.status_code == 404
+        error = answer.json()["error"]
+        assert error["code"] == "model_not_found"
+        assert repr(name[:80]) in error["message"]
+
+
 def test_each_collection_is_answered_by_its_own(client, encoders):
     for name, model in (("a", None), ("b", "new")):
         made = client.put(f"/v1/collections/{name}", params={"model": model} if model else {})

@@ -10,11 +10,13 @@ from service.security.keys import ROLES
 
 # One request for each route of the OpenAPI document, with the role it needs.
 ROUTES: dict[tuple[str, str], str | None] = {
+    ("GET", "/health"): None,
     ("GET", "/health/live"): None,
     ("GET", "/health/ready"): None,
     ("GET", "/metrics"): "metrics",
     ("GET", "/info"): "read",
     ("GET", "/v1/models"): "read",
+    ("GET", "/v1/models/{model}"): "read",
     ("POST", "/v1/embeddings"): "read",
     ("POST", "/embed"): "read",
     ("GET", "/v1/collections"): "read",
@@ -42,7 +44,7 @@ ROUTES: dict[tuple[str, str], str | None] = {
 
 
 def filled(path: str) -> str:
-    return path.format(name="c", document_id="a/b", snapshot_id="s")
+    return path.format(name="c", document_id="a/b", snapshot_id="s", model="fake")
 
 
 # Roles
@@ -80,7 +82,10 @@ def test_a_route_answers_its_role_and_those_above_and_nobody_else(guarded, metho
         ("PATCH", "/v1/embeddings"),
         ("POST", "/metrics"),
         ("GET", "//metrics"),
+        ("GET", "/health/"),
         ("GET", "/health/live/"),
+        ("POST", "/health"),
+        ("DELETE", "/v1/models/fake"),
         ("GET", "/health/../metrics"),
         ("GET", "/docs/../v1/collections"),
         ("GET", "/swagger/a/b"),
@@ -113,7 +118,7 @@ def test_every_route_has_its_name_also_for_who_is_refused(guarded):
     for path, methods in paths.items():
         name = name_of(filled(path))
         assert name.replace(":path}", "}") == path
-        if name in ("/health/live", "/health/ready"):
+        if name in ("/health", "/health/live", "/health/ready"):
             continue
         for method in methods:
             assert guarded.ask(method.upper(), filled(path)).status_code == 401

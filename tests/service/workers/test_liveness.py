@@ -63,6 +63,8 @@ def test_a_worker_says_that_the_engine_hangs_without_waiting_for_its_word(hangin
         app = worker(hanging)
         status, said = await asyncio.wait_for(ask(app, "/health/ready"), 60)
         assert (status, said["reason"]) == (503, "engine_away")
+        status, said = await asyncio.wait_for(ask(app, "/health"), 60)
+        assert (status, said["error_type"]) == (503, "Unhealthy")
         assert (await ask(app, "/health/live"))[0] == 200
 
     asyncio.run(main())
