@@ -44,7 +44,14 @@ from __future__ import annotations
 
 
 class MexmaError(Exception):
-    """Base of the tree. `str(error)` is one sentence fit to be shown to the user."""
+    """Base of the tree. `str(error)` is one sentence for whoever runs this; `public` is one for
+    whoever calls it from elsewhere, the same unless it could hold what is the operator's: paths,
+    addresses, what a library said.
+    """
+
+    @property
+    def public(self) -> str:
+        return str(self)
 
 
 class InputError(MexmaError):
@@ -204,6 +211,10 @@ class StoreUnavailable(StoreError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
+    @property
+    def public(self) -> str:
+        return "the store's server does not answer; retry"
+
 
 class StoreUnsupported(StoreError):
     """This kind of store cannot do that, now or later; the message says what can."""
@@ -212,6 +223,16 @@ class StoreUnsupported(StoreError):
 class StoreFailed(StoreError):
     """The store could not read or write; a write that raises this has changed nothing."""
 
+    @property
+    def public(self) -> str:
+        return (
+            "the store could not read or write, and nothing was changed; the service's log says why"
+        )
+
 
 class StoreCorrupt(StoreError):
     """Stored data is damaged; nothing is served from it."""
+
+    @property
+    def public(self) -> str:
+        return "what is stored is damaged and not served; the service's log says what was found"

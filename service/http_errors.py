@@ -6,6 +6,7 @@ routes of text-embeddings-inference `{"error", "error_type"}`.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from mexma import errors
 
+log = logging.getLogger(__name__)
 TEI_PATHS = ("/embed", "/info", "/health")
 
 
@@ -141,6 +143,8 @@ def error_response(
 def for_exception(path: str, error: errors.MexmaError, param: str | None = None) -> Response:
     """The response to one of our exceptions."""
     shape = next(shape for kind, shape in TABLE if isinstance(error, kind))
+    if isinstance(error, errors.StoreCorrupt | errors.StoreFailed):
+        log.error("%s: %s", snake(type(error).__name__), error)
     headers = {}
     if isinstance(error, errors.Overloaded | errors.QuotaExceeded | errors.StoreUnavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -148,7 +152,7 @@ def for_exception(path: str, error: errors.MexmaError, param: str | None = None)
     return error_response(
         path,
         shape.status,
-        str(error),
+        error.public,
         kind=shape.type,
         tei_kind=shape.tei_type,
         param=param,

@@ -143,7 +143,7 @@ class Migrator:
         except MigrationNotFound:
             log.info("the migration of %s has ended", name)
         except MexmaError as error:
-            self._blocked[name] = str(error)
+            self._blocked[name] = error.public
             log.error("the migration of %s cannot go on: %s", name, error)
 
     async def _give_way(self, embedder: Embedder) -> None:

@@ -74,15 +74,20 @@ def test_a_collection_of_that_name_with_other_documents_is_left_alone(make_clien
     assert client.get("/v1/collections/demo/documents/mine").status_code == 200
 
 
-def test_a_damaged_one_is_named_and_does_not_stop_the_service(start, tmp_path):
+def test_a_damaged_one_is_named_and_does_not_stop_the_service(start, tmp_path, caplog):
     stop(start())
     (database,) = (tmp_path / "kept").glob("demo.*/documents.sqlite")
     with sqlite3.connect(database) as connection:
         connection.execute("UPDATE documents SET text = 'changed' WHERE rid = 7")
     client = start()
+    caplog.clear()
     response = client.get("/v1/collections/demo")
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "store_corrupt"
+    assert "damaged" in response.json()["error"]["message"]
+    for internal in (str(tmp_path), "documents.sqlite", "row 7"):  # the log's, not the caller's
+        assert internal not in response.text
+        assert internal in caplog.text
     assert client.post("/v1/embeddings", json={"input": "Hello"}).status_code == 200
     assert client.delete("/v1/collections/demo").status_code == 204
     stop(client)

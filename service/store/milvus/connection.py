@@ -17,6 +17,8 @@ from service.store.milvus.rows import STAMP, Stamp, fields
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
+log = logging.getLogger(__name__)
+
 MAX_ROWS = 16_384
 """What one query or search of Milvus may return, per row of the search."""
 NOT_FOUND, NOT_LOADED = 100, 101
@@ -112,12 +114,21 @@ class Connection:
             code = _name_or_number(e)
             if client is not None and client is not self._client and not self._closed:
                 raise self._away("the connection was lost") from e  # by another call of this moment
-            self._lost = code in LOST or code == "DEADLINE_EXCEEDED"  # else a refusal is an answer
+            # else a refusal is an answer
+            self._note(lost=code in LOST or code == "DEADLINE_EXCEEDED", said=_said(e))
             if self._lost:
                 self._forget()
             raise
-        self._lost = False
+        self._note(lost=False)
         return answer
+
+    def _note(self, *, lost: bool, said: str = "") -> None:
+        """Whether it answers; a change is logged, since callers are not told where it is."""
+        if lost and not self._lost:
+            log.error("Milvus at %s does not answer: %s", self.place, said)
+        elif self._lost and not lost:
+            log.info("Milvus at %s answers again", self.place)
+        self._lost = lost
 
     def _forget(self) -> None:
         """Connect anew next time: gRPC would wait longer after each attempt, up to two minutes."""
@@ -130,12 +141,13 @@ class Connection:
         if not isinstance(error, self._pymilvus.MilvusException) and not hasattr(error, "code"):
             return error  # ours already, or a defect of ours
         code = _name_or_number(error)
-        said = getattr(error, "message", None) or getattr(error, "details", lambda: error)()
-        said = " ".join(str(said).split())[:300]
+        said = _said(error)
         if code == NOT_FOUND:
             name = stamp if isinstance(stamp, str) else stamp.name
             return CollectionNotFound(f"there is no collection {name!r}")
         if code in AWAY or getattr(error, "retriable", False):
+            if code not in LOST:
+                log.warning("Milvus at %s refused for now: %s", self.place, said)
             return self._away(said)
         return StoreFailed(f"Milvus at {self.place} refused: {said}")
 
@@ -235,6 +247,12 @@ class Connection:
             if self._client is not None:
                 self._client.close()
                 self._client = None
+
+
+def _said(error: Exception) -> str:
+    """What Milvus or gRPC says, in one line."""
+    said = getattr(error, "message", None) or getattr(error, "details", lambda: error)()
+    return " ".join(str(said).split())[:300]
 
 
 def _name_or_number(error: Exception) -> int | str | None:

@@ -158,7 +158,7 @@ def test_many_calls_under_a_kill_all_say_the_same(server):
         assert store.count("c", Selection()) == 1
 
 
-def test_over_http(server, tmp_path):
+def test_over_http(server, tmp_path, caplog):
     """503 with Retry-After while it is away, 501 for what it cannot do; embedding goes on."""
     settings = Settings(demo=True, milvus_uri=server.uri, milvus_timeout_s=2)
     store = MilvusStore(server.uri, timeout_s=2)
@@ -177,12 +177,18 @@ def test_over_http(server, tmp_path):
             assert answer.status_code == 503
             assert int(answer.headers["retry-after"]) >= 1
             assert answer.json()["error"]["code"] == "store_unavailable"
+            assert answer.json()["error"]["message"] == "the store's server does not answer; retry"
+        lines = [r.getMessage() for r in caplog.records if r.name.endswith("milvus.connection")]
+        assert len(lines) == 1, "an outage is said once"
+        assert lines[0].startswith(f"Milvus at 127.0.0.1:{server.port} does not answer")
         assert client.post("/v1/embeddings", json={"input": "a", "model": "m"}).status_code == 200
         metrics = client.get("/metrics")
         assert metrics.status_code == 200
         assert "mexma_store_up 0.0" in metrics.text
         server.start()
+        caplog.set_level("INFO")
         assert client.put("/v1/collections/c").status_code == 200
+        assert f"Milvus at 127.0.0.1:{server.port} answers again" in caplog.text
         assert client.post("/v1/collections/c/documents", json=document).json()["created"] == 1
         body = {"queries": ["two cats"], "score": "margin", "per_language": True, "explain": True}
         [[hit]] = client.post("/v1/collections/c/search", json=body).json()["results"]
