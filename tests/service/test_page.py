@@ -184,6 +184,10 @@ def test_where_there_are_keys_the_page_asks_for_one(browser: Browser, tmp_path: 
     page.wait_for_selector("body[data-ready=yes]")
     expect(page.locator("#model")).to_contain_text("mexma-small")
     assert len(asked) == 2, "once for nothing, once more for the wrong one"
+    assert "does not take this key" not in asked[0]
+    assert "does not take this key" in asked[1]
+    page.get_by_role("link", name="Metrics").click()
+    expect(page.get_by_text("mexma_ready 1.0")).to_be_visible()
     page.close()
     server.process.terminate()
     assert server.process.wait(60) == 0
