@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -50,7 +52,8 @@ async def offer_demo(state: State) -> None:
         elif found.count == len(sentences):
             return
     await state.canaries.create(NAME, embedder)
-    with tqdm(total=len(sentences), desc="filling the demo", unit=" sentences") as progress:
+    log.info("filling the demo: %d sentences are embedded, once", len(sentences))
+    with _progress(state, len(sentences)) as progress:
         for start in range(0, len(sentences), BATCH):
             batch = sentences[start : start + BATCH]
             embedded = await embedder.embed([s.text for s in batch], caller=INTERNAL_BULK)
@@ -60,6 +63,13 @@ async def offer_demo(state: State) -> None:
             ]
             await asyncio.to_thread(store.upsert, NAME, documents, embedded.vectors, fingerprint)
             progress.update(len(batch))
+    log.info("the demo is there")
+
+
+def _progress(state: State, total: int) -> tqdm[NoReturn]:
+    """A bar where somebody sees it; what reads a log, and JSON above all, wants whole lines."""
+    for_people = state.settings.log_format == "text" and sys.stderr.isatty()
+    return tqdm(total=total, desc="filling the demo", unit=" sentences", disable=not for_people)
 
 
 def _id(sentence: Sentence) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 
 import pytest
 
@@ -92,3 +93,17 @@ def test_a_damaged_one_is_named_and_does_not_stop_the_service(start, tmp_path, c
     assert client.delete("/v1/collections/demo").status_code == 204
     stop(client)
     assert demo(start())["count"] == len(SENTENCES)
+
+
+@pytest.mark.parametrize(
+    ("log_format", "terminal", "bar"),
+    [("text", True, True), ("text", False, False), ("json", True, False), ("json", False, False)],
+)
+def test_its_progress_is_a_bar_for_people_only(
+    start, monkeypatch, capsys, caplog, log_format, terminal, bar
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    start(log_format=log_format)
+    assert ("filling the demo:" in capsys.readouterr().err) == bar
+    assert "the demo is there" in caplog.messages
