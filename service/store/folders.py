@@ -72,7 +72,8 @@ class Folders:
             holder = os.pread(descriptor, 32, 0).decode() or "unknown"
             os.close(descriptor)
             raise StoreError(
-                f"a store has one process at a time, {self.root} is open in process {holder}"
+                f"a store has one process at a time, {self.root} is open in process {holder}; stop "
+                "that service or command first"
             ) from e
         except BaseException:
             with suppress(OSError):

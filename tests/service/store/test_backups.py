@@ -244,7 +244,7 @@ def test_the_command_verifies_and_names_damage(indexed, tmp_path, capsys):
 def test_the_command_backs_up_beside_a_service_and_restores_without(indexed, tmp_path, capsys):
     id = command(capsys, "--data", tmp_path, "backup", "a").partition(":")[0]
     assert [backup.id for backup in indexed.backups("a")] == [id]
-    with pytest.raises(SystemExit, match="one process at a time"):
+    with pytest.raises(SystemExit, match=r"one process at a time.*stop that service"):
         command(capsys, "--data", tmp_path, "restore", "a", id)
     add(indexed, {"new": "new"})
     indexed.close()
