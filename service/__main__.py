@@ -95,6 +95,7 @@ def serve(settings: Settings) -> None:
         return
     supervisor = Supervisor(
         settings,
+        listener,
         partial(_serve_engine, settings, listener, audit),
         partial(_run, settings, listener, delay_s=settings.drain_delay_s),
         grace_s=GRACE_S + math.ceil(settings.drain_delay_s),

@@ -31,6 +31,19 @@ class Server:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def children(self) -> list[int]:
+        """The processes that it has started."""
+        pid = self.process.pid
+        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -38,8 +51,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_server(folder: Path, **settings: object) -> Server:
-    """Start `mexma-serve` with its data in `folder`; returns before it is ready."""
+def start_server(folder: Path, *, script: str | None = None, **settings: object) -> Server:
+    """Start `mexma-serve` with its data in `folder`; returns before it is ready. script: run this
+    in its place."""
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEXMA_")}
     environment |= {"MEXMA_PORT": str(port), "MEXMA_DATA_DIR": str(folder / "data")}
@@ -47,7 +61,7 @@ def start_server(folder: Path, **settings: object) -> Server:
     log = folder / "server.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
+            [sys.executable, *(("-m", "service") if script is None else ("-c", script))],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,

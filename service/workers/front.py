@@ -35,6 +35,7 @@ from service.settings import Settings
 from service.shortcut import shortcut
 from service.tracing import start_tracing
 from service.workers import liveness
+from service.workers.backoff import notice
 from service.workers.proxy import forward
 from service.workers.remote import RelayedMetrics, RemoteBatcher
 
@@ -80,6 +81,7 @@ class Front:
     ):
         """folder: of the sockets of the engine's process. mismatch: see RemoteBatcher.
         elsewhere: names of models that the engine's process tokenises for itself."""
+        self._folder = folder
         self._http = folder / HTTP_SOCKET
         self._remote = RemoteBatcher(
             folder / ENGINE_SOCKET,
@@ -145,6 +147,10 @@ class Front:
             await liveness.alive(scope, receive, send)
             return
         probed = path in readiness.PATHS
+        if probed and (said := notice(self._folder)):
+            response = readiness.not_ready(path, reason="workers_failing", detail=said)
+            await response(scope, receive, send)
+            return
         if probed and not await self._engine_lives():
             await _engine_away(path)(scope, receive, send)
             return

@@ -4,8 +4,9 @@
                └─ workers: accept from the one listening socket, tokenise, submit over shared memory
 
 The supervisor only starts, watches and ends them; it never has an event loop or a thread, so that it can
-fork. A worker that dies is replaced at once. The engine's process is replaced when it dies, and killed when
-it stops answering; meanwhile workers answer 503 and `/health/ready` says `engine_away`.
+fork. A worker that dies is replaced at once, and later and later while its successors die at their
+start; then `/health/ready` says `workers_failing`. The engine's process is replaced when it dies,
+and killed when it stops answering; meanwhile workers answer 503 and `/health/ready` says `engine_away`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -26,8 +28,10 @@ from pathlib import Path
 from mexma.artifact import open_artifact
 from mexma.encoder import tokenizer_of
 from service.settings import Settings
+from service.workers.backoff import Backoff, put_notice
 from service.workers.front import HTTP_SOCKET, Front, TokenizingEncoder
 from service.workers.liveness import lives
+from service.workers.stand_in import stand_in
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +51,17 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
+        listener: socket.socket,
         serve_engine: Callable[[Path], None],
         run: Callable[[Front], None],
         *,
         grace_s: int,
     ):
-        """serve_engine: runs the whole service at the sockets in a folder, until it is told to
-        stop; run: a worker's application at the listener. grace_s: what requests under way have
-        to finish."""
+        """listener: where workers accept. serve_engine: runs the whole service at the sockets in a
+        folder, until it is told to stop; run: a worker's application at the listener. grace_s: what
+        requests under way have to finish."""
         self._settings = settings
+        self._listener = listener
         self._serve_engine = serve_engine
         self._run_front = run
         self._grace_s = grace_s
@@ -65,7 +71,10 @@ class Supervisor:
         self._engine_is_up = self._engine_was_ever_up = False
         self._silent_since: float | None = None
         self._probed = 0.0
-        self._workers: set[int] = set()
+        self._workers: dict[int, float] = {}  # process -> since when
+        self._backoff = Backoff()
+        self._notice: str | None = None
+        self._stand_in: int | None = None
         self._stopping = False
         self._parent = os.getpid()
 
@@ -81,8 +90,7 @@ class Supervisor:
         try:
             self._start_engine()
             while not self._stopping:
-                while not self._stopping and len(self._workers) < self._settings.http_workers:
-                    self._workers.add(self._fork(self._work))
+                self._start_workers()
                 if (status := self._reap()) is not None:
                     return status
                 self._watch_engine()
@@ -124,6 +132,30 @@ class Supervisor:
         self._engine_is_up, self._silent_since = False, None
         self._engine = self._fork(lambda: self._serve_engine(self._folder))
 
+    def _start_workers(self) -> None:
+        """Those that are missing and may start; somebody in their place where none may."""
+        now = time.monotonic()
+        self._backoff.look(now)
+        missing = self._settings.http_workers - len(self._workers)
+        detail = None
+        if self._backoff.failing:
+            detail = f"{self._backoff.deaths} HTTP workers died at their start; the log says how"
+        if detail != self._notice:
+            put_notice(self._folder, detail)
+            self._notice = detail
+        starting = self._backoff.room(missing, now)
+        if self._stand_in is not None and (starting or self._workers):
+            self._finish({self._stand_in})
+            self._stand_in = None
+        for _ in range(starting):
+            if self._stopping:
+                return
+            self._workers[self._fork(self._work)] = now
+            self._backoff.started(now)
+        if detail and not self._workers and self._stand_in is None:
+            plain = self._settings.tls_cert is None
+            self._stand_in = self._fork(lambda: stand_in(self._listener, detail, plain=plain))
+
     def _work(self) -> None:
         def mismatch(sentence: str) -> None:
             log.error("%s", sentence)
@@ -151,11 +183,15 @@ class Supervisor:
                     return how if how > 0 else 1  # it has said why
                 log.error("the engine's process ended (%d) and is started again", how)
             elif child in self._workers:
-                self._workers.discard(child)
+                now = time.monotonic()
+                lived_s = now - self._workers.pop(child)
                 if how == WRONG_ENCODER:
                     return 1
                 if not self._stopping:
-                    log.error("worker %d ended (%d) and is replaced", child, how)
+                    pause_s = self._backoff.ended(lived_s, now)
+                    log.error("worker %d ended (%d) and is replaced in %.1f s", child, how, pause_s)
+            elif child == self._stand_in:
+                self._stand_in = None
 
     def _watch_engine(self) -> None:
         """Start it when it is gone, kill it when it has stopped answering."""
@@ -182,7 +218,7 @@ class Supervisor:
     def _end(self) -> None:
         """First the workers, whose requests need the engine, then the engine."""
         self._stopping = True
-        self._finish(self._workers)
+        self._finish({*self._workers, *([self._stand_in] if self._stand_in else ())})
         self._finish(set() if self._engine is None else {self._engine})
         shutil.rmtree(self._folder, ignore_errors=True)
 

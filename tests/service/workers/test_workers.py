@@ -15,24 +15,19 @@ import pytest
 
 from mexma.sample import tatoeba_sample
 from service.security.keys import new_key, write_keys
-from tests.conftest import Server, start_server, wait_until_ready
+from tests.conftest import Server, alive, start_server, wait_until_ready
 
 SENTENCES = [s.text for s in tatoeba_sample()][:400]
 CHANGING = ("x-request-id", "server-timing", "date")
 
 
-def children(server: Server) -> list[int]:
-    pid = server.process.pid
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def engine(server: Server) -> int:
     """The engine's process: the one with many threads."""
-    return max(children(server), key=lambda p: len(list(Path(f"/proc/{p}/task").iterdir())))
+    return max(server.children(), key=lambda p: len(list(Path(f"/proc/{p}/task").iterdir())))
 
 
 def workers(server: Server) -> list[int]:
-    return [p for p in children(server) if p != engine(server)]
+    return [p for p in server.children() if p != engine(server)]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +47,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield made
     made.process.terminate()
     assert made.process.wait(60) == 0, made.log.read_text()
-    for process in children(made) if made.process.poll() is None else []:
+    for process in made.children() if made.process.poll() is None else []:
         pytest.fail(f"{process} outlived its supervisor")
 
 
@@ -209,7 +204,7 @@ def test_an_engine_that_hangs_is_replaced(several):
 
     async def attack(client: httpx.AsyncClient) -> None:
         os.kill(before, signal.SIGSTOP)
-        while before in children(several):
+        while before in several.children():
             await asyncio.sleep(0.05)
         await ready(client, True)
 
@@ -220,20 +215,13 @@ def test_an_engine_that_hangs_is_replaced(several):
 def test_workers_do_not_outlive_a_killed_supervisor(tmp_path):
     server = start_server(tmp_path, demo="false", http_workers=1)
     wait_until_ready(server)
-    left = children(server)
+    left = server.children()
     server.process.kill()
     server.process.wait()
     deadline = time.monotonic() + 60
     while any(alive(p) for p in left):
         assert time.monotonic() < deadline, "processes were left behind"
         time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
 
 
 def test_sigterm_finishes_what_was_accepted(tmp_path):
