@@ -200,8 +200,9 @@ def test_restart_keeps_collections_and_is_quick_to_ready(tmp_path):
     assert second.process.wait(30) == 0
 
 
-def test_sigterm_finishes_what_was_accepted(tmp_path):
-    server = start_server(tmp_path, demo="false")
+@pytest.mark.parametrize("http_workers", [0, 2])
+def test_sigterm_finishes_what_was_accepted(tmp_path, http_workers):
+    server = start_server(tmp_path, demo="false", http_workers=http_workers)
     wait_until_ready(server)
 
     async def main() -> httpx.Response:

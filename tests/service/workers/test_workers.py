@@ -224,26 +224,6 @@ def test_workers_do_not_outlive_a_killed_supervisor(tmp_path):
         time.sleep(0.05)
 
 
-def test_sigterm_finishes_what_was_accepted(tmp_path):
-    server = start_server(tmp_path, demo="false", http_workers=2)
-    wait_until_ready(server)
-
-    async def main() -> httpx.Response:
-        async with httpx.AsyncClient(timeout=60) as client:
-            asked = asyncio.create_task(
-                client.post(f"{server.url}/v1/embeddings", json={"input": SENTENCES})
-            )
-            while "mexma_queue_items 0.0" in (await client.get(f"{server.url}/metrics")).text:
-                await asyncio.sleep(0.005)
-            server.process.terminate()
-            return await asked
-
-    response = asyncio.run(main())
-    assert response.status_code == 200
-    assert len(response.json()["data"]) == 400
-    assert server.process.wait(60) == 0
-
-
 def test_a_bad_start_is_refused_in_one_sentence(tmp_path):
     file = tmp_path / "afile"
     file.touch()
