@@ -28,6 +28,7 @@ from service.store.database import Database, Row, Transaction
 from service.store.gauges import RecallGauge
 from service.store.generations import Generations
 from service.store.group import Change, Draft, Group, Write
+from service.store.hits import Ranking, explained
 from service.store.index import Index, Snapshot
 from service.store.keeper import Keeper
 from service.store.memory import MemoryBudget
@@ -35,9 +36,7 @@ from service.store.protocol import (
     Backup,
     CollectionInfo,
     Document,
-    Explained,
     Explanations,
-    Hit,
     Hits,
     Ids,
     Outcomes,
@@ -46,7 +45,7 @@ from service.store.protocol import (
     Selection,
     Vectors,
 )
-from service.store.ranking import Ranking, rank, selected
+from service.store.ranking import Ranked, rank, selected
 from service.store.steps import reached
 from service.store.threads import ThreadBudget
 
@@ -352,14 +351,18 @@ class Collection:
             if len(rows) < len(wanted):
                 return None
             self._sample(snapshot, rankings[:1], units[:1], query, languages[:1])
-            return [_explained(ranking, rows, len(snapshot)) for ranking in rankings]
+            texts = [[rows[hit.rid].document() for hit in r.hits] for r in rankings]
+            return [
+                explained(ranking, documents, len(snapshot))
+                for ranking, documents in zip(rankings, texts, strict=True)
+            ]
 
         return self._until_whole(found)
 
     def _sample(
         self,
         snapshot: Snapshot,
-        rankings: list[Ranking],
+        rankings: list[Ranking[Ranked]],
         units: Vectors,
         query: Query,
         languages: list[str | None],
@@ -458,21 +461,3 @@ def _applied(write: Write, transaction: Transaction, draft: Draft, *, alone: boo
 
 def _stacked(vectors: list[Vectors], dim: int) -> Vectors:
     return np.stack(vectors) if vectors else np.empty((0, dim), np.float32)
-
-
-def _explained(ranking: Ranking, rows: dict[int, Row], documents: int) -> Explained:
-    hits = []
-    for ranked in ranking.hits:
-        d = rows[ranked.rid].document()
-        hits.append(
-            Hit(d.id, d.text, d.lang, ranked.score, ranked.terms.cosine, d.metadata, ranked.mutual)
-        )
-    return Explained(
-        hits,
-        ranking.path,
-        documents,
-        ranking.matching,
-        ranking.matching / documents if documents else 1.0,
-        ranking.candidates,
-        [ranked.terms for ranked in ranking.hits],
-    )

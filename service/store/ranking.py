@@ -6,50 +6,41 @@ returns rids; the meaning of each choice is told in `protocol.Query`.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from mexma.neighbours import margin
+from service.store.hits import (
+    Ranking,
+    Scored,
+    best,
+    by_excluded,
+    in_order,
+    known_languages,
+    pool,
+    with_mutual,
+)
 from service.store.index import Index, Mask, Snapshot
 from service.store.nearest import Found, nearest, neighbourhood
 from service.store.protocol import (
     NEIGHBOURHOOD,
-    UNDETERMINED,
     Path,
     Query,
     Selection,
-    Terms,
     Vectors,
     matches,
     primary,
 )
 
-RERANK_FACTOR = 10
-RERANK_AT_LEAST = 100
-
 
 @dataclass(frozen=True)
-class Ranked:
-    """rid: the row, at `position`. score: cosine or margin, what it was ranked by."""
+class Ranked(Scored):
+    """rid: the row, at `position`."""
 
     rid: int
     position: int
-    score: float
-    terms: Terms
-    mutual: bool | None = None
-
-
-class Ranking(NamedTuple):
-    """What was found for one query; see protocol.Explained."""
-
-    hits: list[Ranked]
-    path: Path
-    matching: int
-    candidates: int
 
 
 def selected(snapshot: Snapshot, selection: Selection | Query, excluded: str | None = None) -> Mask:
@@ -66,25 +57,28 @@ def selected(snapshot: Snapshot, selection: Selection | Query, excluded: str | N
 
 def rank(
     snapshot: Snapshot, queries: Vectors, query: Query, languages: Sequence[str | None]
-) -> list[Ranking]:
+) -> list[Ranking[Ranked]]:
     """What is found for each row of `queries` (float32 `[n, dim]` of length 1), best first.
 
     languages: of each row, None where it is not known.
     """
-    known = [None if tag in (None, UNDETERMINED) else tag for tag in languages]
-    rows: dict[str | None, list[int]] = defaultdict(list)
-    for row, tag in enumerate(known):
-        rows[primary(tag) if tag and query.exclude_query_language else None].append(row)
-    results: dict[int, Ranking] = {}
-    for excluded, members in rows.items():
+    known = known_languages(languages)
+    results: dict[int, Ranking[Ranked]] = {}
+    for excluded, members in by_excluded(query, known).items():
         mask = selected(snapshot, query, excluded)
         found = _rank_under(snapshot, queries[members], query, mask)
         results.update(zip(members, found, strict=True))
     rankings = [results[row] for row in range(len(queries))]
-    return _with_mutual(snapshot, rankings, known, query.exact) if query.mutual else rankings
+    if not query.mutual:
+        return rankings
+    return with_mutual(
+        rankings, known, lambda hit: hit.position, partial(_rivals, snapshot, query.exact)
+    )
 
 
-def _rank_under(snapshot: Snapshot, queries: Vectors, query: Query, mask: Mask) -> list[Ranking]:
+def _rank_under(
+    snapshot: Snapshot, queries: Vectors, query: Query, mask: Mask
+) -> list[Ranking[Ranked]]:
     """Rank rows that share one filter."""
     matching = int(np.count_nonzero(mask))
     around: Vectors | None = None
@@ -94,8 +88,8 @@ def _rank_under(snapshot: Snapshot, queries: Vectors, query: Query, mask: Mask) 
     groups: list[list[list[Ranked]]] = [[] for _ in queries]
     candidates, asked_index = [0] * len(queries), [False] * len(queries)
     for group in _groups(snapshot, query, mask):
-        pool = _pool(query, len(snapshot.alive))
-        found = nearest(snapshot, queries, pool, group, exact=query.exact)
+        candidates_wanted = pool(query, len(snapshot.alive))
+        found = nearest(snapshot, queries, candidates_wanted, group, exact=query.exact)
         if around is not None:
             # All rows' candidates at once: one scan of many rows, and each document once.
             positions = np.concatenate([f.positions for f in found])
@@ -106,11 +100,9 @@ def _rank_under(snapshot: Snapshot, queries: Vectors, query: Query, mask: Mask) 
             ranked = _ordered(snapshot, query, one, None if around is None else around[row])
             if ranked:
                 groups[row].append(ranked)
-    for ranked_groups in groups:
-        ranked_groups.sort(key=lambda g: (-g[0].score, g[0].rid))
     scan: Path = "exact" if matching == len(snapshot) else "filtered_exact"
     return [
-        Ranking([hit for group in g for hit in group], "approximate" if a else scan, matching, n)
+        Ranking(in_order(g, lambda hit: hit.rid), "approximate" if a else scan, matching, n)
         for g, n, a in zip(groups, candidates, asked_index, strict=True)
     ]
 
@@ -125,65 +117,30 @@ def _groups(snapshot: Snapshot, query: Query, mask: Mask) -> list[Mask]:
     return [group(name) for name in snapshot.primaries(mask)]
 
 
-def _pool(query: Query, count: int) -> int:
-    """How many candidates by cosine are looked at."""
-    if query.score == "cosine":
-        return query.k
-    return count if query.exact else max(RERANK_FACTOR * query.k, RERANK_AT_LEAST)
-
-
 def _ordered(
     snapshot: Snapshot, query: Query, found: Found, around_query: np.float32 | None
 ) -> list[Ranked]:
     """The best k of one row's candidates by score, above the threshold."""
-    positions, cosines = found.positions, found.cosines
     around: Vectors | None = None
-    scores = cosines
     if around_query is not None:
-        around = neighbourhood(snapshot, positions, exact=query.exact)
-        around = np.where(np.isnan(around), around_query, around)
-        scores = margin(cosines, np.full_like(cosines, around_query), around)
-    order = np.lexsort((positions, -scores))
-    if query.score_threshold is not None:
-        order = order[scores[order] >= query.score_threshold]
-
-    def terms(i: int) -> Terms:
-        if around is None or around_query is None:
-            return Terms(float(cosines[i]), None, None)
-        return Terms(float(cosines[i]), float(around_query), float(around[i]))
-
+        around = neighbourhood(snapshot, found.positions, exact=query.exact)
     return [
-        Ranked(int(snapshot.rids[p]), int(p), float(scores[i]), terms(i))
-        for i, p in zip(order[: query.k], positions[order[: query.k]], strict=True)
+        Ranked(int(snapshot.rids[p]), int(p), score=score, terms=terms)
+        for i, score, terms in best(query, found.cosines, found.positions, around_query, around)
+        for p in found.positions[i : i + 1]
     ]
 
 
-def _with_mutual(
-    snapshot: Snapshot, rankings: list[Ranking], languages: Sequence[str | None], exact: bool
-) -> list[Ranking]:
-    """The same, and each hit knows whether a document among the others is nearer to it."""
-    rows: dict[str | None, list[int]] = defaultdict(list)
-    for row, tag in enumerate(languages):
-        rows[primary(tag) if tag else None].append(row)
-    rivals: dict[tuple[str | None, int], float] = {}
-    for language, members in rows.items():
-        hits = {hit.position for row in members for hit in rankings[row].hits}
-        positions: Index = np.array(sorted(hits), np.int64)
-        others = selected(snapshot, Selection(None if language is None else frozenset([language])))
-        found = nearest(snapshot, snapshot.vectors(positions), 2, others, exact=exact)
-        for position, one in zip(positions.tolist(), found, strict=True):
-            # Of two exact duplicates of a hit, either is as near to it as it is itself.
-            rival = one.cosines[one.positions != position][:1]
-            rivals[language, position] = float(rival[0]) if len(rival) else -np.inf
-    return [
-        ranking._replace(
-            hits=[
-                replace(
-                    hit,
-                    mutual=hit.terms.cosine >= rivals[primary(tag) if tag else None, hit.position],
-                )
-                for hit in ranking.hits
-            ]
-        )
-        for ranking, tag in zip(rankings, languages, strict=True)
-    ]
+def _rivals(
+    snapshot: Snapshot, exact: bool, language: str | None, hits: Mapping[int, Ranked]
+) -> dict[int, float]:
+    """The cosine of each hit, by position, to the nearest other document in a language."""
+    positions: Index = np.array(sorted(hits), np.int64)
+    others = selected(snapshot, Selection(None if language is None else frozenset([language])))
+    found = nearest(snapshot, snapshot.vectors(positions), 2, others, exact=exact)
+    rivals = {}
+    for position, one in zip(positions.tolist(), found, strict=True):
+        # Of two exact duplicates of a hit, either is as near to it as it is itself.
+        rival = one.cosines[one.positions != position][:1]
+        rivals[position] = float(rival[0]) if len(rival) else -np.inf
+    return rivals

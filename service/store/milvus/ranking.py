@@ -7,33 +7,33 @@ each choice means is told in `protocol.Query`.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mexma.errors import InputError, StoreUnsupported
-from mexma.neighbours import margin
 from service.store.admission import unit_vectors
+from service.store.hits import (
+    Ranking,
+    Scored,
+    best,
+    by_excluded,
+    in_order,
+    known_languages,
+    pool,
+    with_mutual,
+)
 from service.store.milvus import connection
 from service.store.milvus.connection import Connection
 from service.store.milvus.expressions import ALL, both, expression, in_languages
 from service.store.milvus.rows import Stamp
-from service.store.protocol import (
-    NEIGHBOURHOOD,
-    UNDETERMINED,
-    Path,
-    Query,
-    Terms,
-    Vectors,
-    primary,
-)
+from service.store.protocol import NEIGHBOURHOOD, Path, Query, Vectors, primary
 
 SLACK = 8
 """Candidates fetched beyond k, so that near-ties at the border rarely need a second search."""
-RERANK_FACTOR, RERANK_AT_LEAST = 10, 100
 ANSWER_BYTES = 8 << 20
 """Vectors that one answer of Milvus may bring; more queries are asked in parts."""
 SERVER_ROUNDING = 1e-6
@@ -51,24 +51,12 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ranked:
+class Ranked(Scored):
     """A hit before its text is read. unit: its vector, float32 `[dim]` of length 1."""
 
     key: str
     seq: int
-    score: float
-    terms: Terms
     unit: Vectors
-    mutual: bool | None = None
-
-
-class Ranking(NamedTuple):
-    """What was found for one query; see protocol.Explained."""
-
-    hits: list[Ranked]
-    path: Path
-    matching: int
-    candidates: int
 
 
 class Ranker:
@@ -79,14 +67,11 @@ class Ranker:
 
     def rank(
         self, units: Vectors, query: Query, languages: Sequence[str | None], total: int
-    ) -> list[Ranking]:
+    ) -> list[Ranking[Ranked]]:
         """What is found for each row of `units` (float32 `[n, dim]` of length 1), best first."""
-        known = [None if tag in (None, UNDETERMINED) else tag for tag in languages]
-        rows: dict[str | None, list[int]] = defaultdict(list)
-        for row, tag in enumerate(known):
-            rows[primary(tag) if tag and query.exclude_query_language else None].append(row)
-        results: dict[int, Ranking] = {}
-        for excluded, members in rows.items():
+        known = known_languages(languages)
+        results: dict[int, Ranking[Ranked]] = {}
+        for excluded, members in by_excluded(query, known).items():
             where = expression(query, excluded)
             matching = total if where == ALL else self._milvus.count(self._stamp, where)
             size = max(
@@ -97,11 +82,13 @@ class Ranker:
                 found = self._rank_under(units[part], query, where, matching, total)
                 results.update(zip(part, found, strict=True))
         rankings = [results[row] for row in range(len(units))]
-        return self._with_mutual(rankings, known, query.exact) if query.mutual else rankings
+        if not query.mutual:
+            return rankings
+        return with_mutual(rankings, known, lambda hit: hit.key, partial(self._rivals, query.exact))
 
     def _rank_under(
         self, units: Vectors, query: Query, where: str, matching: int, total: int
-    ) -> list[Ranking]:
+    ) -> list[Ranking[Ranked]]:
         """Rank rows that share one filter."""
         scan: Path = "exact" if matching == total else "filtered_exact"
         approximate = self._index != "FLAT" and not query.exact
@@ -122,11 +109,9 @@ class Ranker:
                 ranked = _ordered(query, one, None if around is None else around[row], means)
                 if ranked:
                     groups[row].append(ranked)
-        for ranked_groups in groups:
-            ranked_groups.sort(key=lambda g: (-g[0].score, g[0].seq))
         return [
             Ranking(
-                [hit for group in g for hit in group],
+                in_order(g, lambda hit: hit.seq),
                 path,
                 matching,
                 n if approximate else matching,
@@ -258,62 +243,33 @@ class Ranker:
             means[key] = float(around.mean()) if len(around) else float("nan")
         return means
 
-    def _with_mutual(
-        self, rankings: list[Ranking], languages: Sequence[str | None], exact: bool
-    ) -> list[Ranking]:
-        """The same, and each hit knows whether a document among the others is nearer to it."""
-        rows: dict[str | None, list[int]] = defaultdict(list)
-        for row, tag in enumerate(languages):
-            rows[primary(tag) if tag else None].append(row)
-        rivals: dict[tuple[str | None, str], float] = {}
-        for language, members in rows.items():
-            hits = {hit.key: hit.unit for row in members for hit in rankings[row].hits}
-            if not hits:
-                continue
-            where = ALL if language is None else both(in_languages([language]))
-            near = self.nearest(np.stack([*hits.values()]), 2, where, exact=exact)
-            for key, one in zip(hits, near, strict=True):
-                others = [c for k, c in zip(one.keys, one.cosines, strict=True) if k != key]
-                rivals[language, key] = float(others[0]) if others else -np.inf
-        return [
-            ranking._replace(
-                hits=[
-                    replace(
-                        hit,
-                        mutual=hit.terms.cosine >= rivals[primary(tag) if tag else None, hit.key],
-                    )
-                    for hit in ranking.hits
-                ]
-            )
-            for ranking, tag in zip(rankings, languages, strict=True)
-        ]
+    def _rivals(
+        self, exact: bool, language: str | None, hits: Mapping[str, Ranked]
+    ) -> dict[str, float]:
+        """The cosine of each hit, by key, to the nearest other document in a language."""
+        where = ALL if language is None else both(in_languages([language]))
+        units = np.stack([hit.unit for hit in hits.values()])
+        rivals = {}
+        for key, one in zip(hits, self.nearest(units, 2, where, exact=exact), strict=True):
+            others = [c for k, c in zip(one.keys, one.cosines, strict=True) if k != key]
+            rivals[key] = float(others[0]) if others else -np.inf
+        return rivals
 
 
 def _pool(query: Query) -> int:
-    """How many candidates by cosine are looked at."""
-    if query.score == "cosine":
-        return query.k
     # One more than Milvus returns: it is refused where there are more than that.
-    return connection.MAX_ROWS + 1 if query.exact else max(RERANK_FACTOR * query.k, RERANK_AT_LEAST)
+    return pool(query, connection.MAX_ROWS + 1)
 
 
 def _ordered(
     query: Query, found: Found, around_query: np.float32 | None, means: dict[str, float] | None
 ) -> list[Ranked]:
     """The best k of one row's candidates by score, above the threshold."""
-    scores, around = found.cosines, None
-    if around_query is not None and means is not None:
+    around: Vectors | None = None
+    if means is not None:
         around = np.array([means[key] for key in found.keys], np.float32)
-        around = np.where(np.isnan(around), around_query, around)
-        scores = margin(found.cosines, np.full_like(found.cosines, around_query), around)
-    order = np.lexsort((np.array(found.seqs, np.int64), -scores))
-    if query.score_threshold is not None:
-        order = order[scores[order] >= query.score_threshold]
-    hits = []
-    for i in order[: query.k]:
-        cosine = float(found.cosines[i])
-        terms = Terms(cosine, None, None)
-        if around is not None and around_query is not None:
-            terms = Terms(cosine, float(around_query), float(around[i]))
-        hits.append(Ranked(found.keys[i], found.seqs[i], float(scores[i]), terms, found.units[i]))
-    return hits
+    written = np.array(found.seqs, np.int64)
+    return [
+        Ranked(found.keys[i], found.seqs[i], found.units[i], score=score, terms=terms)
+        for i, score, terms in best(query, found.cosines, written, around_query, around)
+    ]

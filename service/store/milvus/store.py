@@ -31,10 +31,11 @@ from service.store.admission import (
     unit_vectors,
 )
 from service.store.cursors import Cursors
+from service.store.hits import explained
 from service.store.milvus import pages
 from service.store.milvus.connection import Connection, Rows
 from service.store.milvus.expressions import ALL, expression
-from service.store.milvus.ranking import Ranker, Ranking
+from service.store.milvus.ranking import Ranker
 from service.store.milvus.rows import (
     DOCUMENT_FIELDS,
     PREFIX,
@@ -51,9 +52,7 @@ from service.store.protocol import (
     BackupList,
     CollectionInfo,
     Document,
-    Explained,
     Explanations,
-    Hit,
     Hits,
     Ids,
     Outcomes,
@@ -302,7 +301,8 @@ class MilvusStore:
             rows = {key: row for key, row in rows.items() if row["seq"] == seqs[key]}
             if len(rows) == len(seqs) or not tries_left:
                 break  # else hits were written anew or deleted meanwhile: search again
-        return [_explained(ranking, rows, total) for ranking in rankings]
+        documents = {key: document_of(row) for key, row in rows.items()}
+        return [explained(r, [documents.get(hit.key) for hit in r.hits], total) for r in rankings]
 
     def back_up(self, name: str) -> Backup:
         self._unsupported(name)
@@ -340,22 +340,3 @@ def _parts(rows: Rows, dim: int) -> Iterator[Rows]:
         part.append(row)
         size += needs
     yield part
-
-
-def _explained(ranking: Ranking, rows: dict[str, dict[str, Any]], documents: int) -> Explained:
-    kept = [ranked for ranked in ranking.hits if ranked.key in rows]
-    hits = []
-    for ranked in kept:
-        d = document_of(rows[ranked.key])
-        hits.append(
-            Hit(d.id, d.text, d.lang, ranked.score, ranked.terms.cosine, d.metadata, ranked.mutual)
-        )
-    return Explained(
-        hits,
-        ranking.path,
-        documents,
-        ranking.matching,
-        ranking.matching / documents if documents else 1.0,
-        ranking.candidates,
-        [ranked.terms for ranked in kept],
-    )
