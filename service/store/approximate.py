@@ -3,8 +3,12 @@
     Shape         what to build, chosen by the number of rows and the memory there is
     Approximate   the built index and the rows it covers
 
+Rows lie in lists by their nearest centroid, as 4-bit codes of 2 components each that a processor
+compares 32 at a time (FAISS's fast scan; André et al. 2015, "Cache locality is not enough", VLDB).
 Whoever asks compares the stored vectors of what is proposed, so an index that is coarse, stale or
-wrong costs recall and never makes a score wrong. Vectors are kept in 8 bits per component.
+wrong costs recall and never makes a score wrong. How many lists a search must read for its recall,
+and how many candidates the codes must propose, depends on the texts, so both are measured when the
+index is built.
 
 Refuses to know: files, SQLite, which rows are alive now.
 """
@@ -24,18 +28,20 @@ from service.store.protocol import Vectors
 
 Index = NDArray[np.int64]
 Sketches = NDArray[np.uint32]
+Read = Callable[[slice | Index], Vectors]
+"""Vectors of some of the rows to index, float32 `[n, dim]` of length 1."""
 
 faiss: Any = typed_faiss  # its stubs lack half of what is used here
 
-HNSW_LINKS = 32
-HNSW_BUILD_WIDTH = 100
-HNSW_MOST_ROWS = 4_000_000
-"""Above this a graph takes hours to build on few cores, and an inverted file minutes."""
-WIDTH = 128
-"""Candidates an unfiltered search of a graph keeps in view; more is slower and finds more."""
-PROBES = 32
-"""Lists of an inverted file an unfiltered search reads."""
-TRAINING_ROWS_PER_LIST = 64
+TRAINING_ROWS_PER_LIST = 40
+CODES = 16
+"""What 4 bits tell apart: fewer rows cannot be trained on."""
+RECALL = 0.98
+"""Of the 10 nearest to rows of its own, the share that an index must propose. Searches measure a
+little less: what is looked for is not among the rows."""
+CHECKED_ROWS, NEAREST, CHECKED_FETCH = 128, 10, 52
+LEAST_PROBES = 8
+DEEPEST = 16
 ADD_ROWS = 1_024
 """Rows added between two looks at whether to stop."""
 
@@ -48,19 +54,19 @@ class Stopped(MexmaError):
 class Shape:
     """factory: FAISS's name for it. bytes: memory it will take, the vectors' own not counted."""
 
-    kind: str
     factory: str
     bytes: int
 
     @classmethod
     def choose(cls, rows: int, dim: int, budget_bytes: int) -> Shape | None:
-        """The quickest to search that fits the budget; None where nothing does."""
-        links = 4 * (2 * HNSW_LINKS + 2) + 24  # both levels' share, the level's number, offsets
-        lists = max(64, 2 ** round(np.log2(4 * np.sqrt(max(rows, 1)))))
-        graph = cls("hnsw", f"HNSW{HNSW_LINKS}_SQ8", rows * (dim + links))
-        inverted = cls("ivf", f"IVF{lists},SQ8", rows * (dim + 8) + lists * dim * 4)
-        shapes = [inverted] if rows > HNSW_MOST_ROWS else [graph, inverted]
-        return next((shape for shape in shapes if shape.bytes <= budget_bytes), None)
+        """What fits the budget; None where nothing does."""
+        lists = 2 ** round(np.log2(4 * np.sqrt(rows)))
+        lists = int(np.clip(lists, 1, max(1, rows // TRAINING_ROWS_PER_LIST)))
+        codes = dim // 2 if dim % 2 == 0 else dim
+        shape = cls(f"IVF{lists},PQ{codes}x4fs", rows * (codes // 2 + 8) + 4 * lists * dim)
+        if rows < CODES:
+            shape = cls("IVF1,Flat", rows * (4 * dim + 8) + 4 * dim)
+        return shape if shape.bytes <= budget_bytes else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +74,8 @@ class Approximate:
     """rids: int64 `[count]`, ascending, the rows in the index's own order. seq: the last rid that
     had been given when the rows were taken; rows above it are not covered. sketches: uint32
     `[count]`, of each row's vector, by which a wrong pairing of index and rows is noticed.
+    probes: lists that a search of all rows reads. depth: candidates for each that is asked for,
+    since codes order a little wrongly.
     """
 
     shape: Shape
@@ -75,36 +83,27 @@ class Approximate:
     rids: Index
     sketches: Sketches
     seq: int
+    probes: int = LEAST_PROBES
+    depth: int = 1
 
     @classmethod
     def build(
-        cls,
-        shape: Shape,
-        rids: Index,
-        seq: int,
-        read: Callable[[slice], Vectors],
-        stopped: Callable[[], bool],
+        cls, shape: Shape, rids: Index, seq: int, read: Read, stopped: Callable[[], bool]
     ) -> Approximate:
-        """Index the rows `rids`; `read` gives their vectors, float32 `[n, dim]` of length 1.
+        """Index the rows `rids`. Uses as many threads as OpenMP was told to in this thread.
 
-        Uses as many threads as OpenMP was told to in this thread. Raises Stopped.
+        Raises Stopped.
         """
-        sample = read(slice(None, None, _stride(shape, len(rids))))
-        # The distance of unit vectors orders like their cosine, and FAISS's graphs are made for
-        # distances.
-        index = faiss.index_factory(sample.shape[1], shape.factory, faiss.METRIC_L2)
-        if shape.kind == "hnsw":
-            index.hnsw.efConstruction = HNSW_BUILD_WIDTH
-        index.train(sample)
+        dim = read(slice(0, 1)).shape[1]
+        # The distance of unit vectors orders like their cosine.
+        index = faiss.index_factory(dim, shape.factory, faiss.METRIC_L2)
+        index.train(read(slice(None, None, _stride(index.nlist, len(rids)))))
         empty = cls(shape, index, rids[:0], np.empty(0, np.uint32), 0)
-        return empty._filled(index, rids, seq, read, stopped)
+        full = empty._filled(index, rids, seq, read, stopped)
+        return full._tuned(read, stopped)
 
     def extended(
-        self,
-        rids: Index,
-        seq: int,
-        read: Callable[[slice], Vectors],
-        stopped: Callable[[], bool],
+        self, rids: Index, seq: int, read: Read, stopped: Callable[[], bool]
     ) -> Approximate:
         """A copy with the rows `rids` behind those it has; this one can be searched meanwhile."""
         rows = len(self.rids) + len(rids)
@@ -113,50 +112,71 @@ class Approximate:
         return longer._filled(faiss.clone_index(self.index), rids, seq, read, stopped)
 
     def _filled(
-        self,
-        index: Any,
-        rids: Index,
-        seq: int,
-        read: Callable[[slice], Vectors],
-        stopped: Callable[[], bool],
+        self, index: Any, rids: Index, seq: int, read: Read, stopped: Callable[[], bool]
     ) -> Approximate:
         sketches = [self.sketches]
         for start in range(0, len(rids), ADD_ROWS):
-            if stopped():
-                raise Stopped("the index was not finished: its collection is being closed")
+            _look(stopped)
             part = read(slice(start, start + ADD_ROWS))
             index.add(part)
             sketches.append(sketch(part))
-        return Approximate(
-            self.shape, index, np.concatenate([self.rids, rids]), np.concatenate(sketches), seq
-        )
+        rows, sketched = np.concatenate([self.rids, rids]), np.concatenate(sketches)
+        return replace(self, index=index, rids=rows, sketches=sketched, seq=seq)
+
+    def _tuned(self, read: Read, stopped: Callable[[], bool]) -> Approximate:
+        """With the least depth, and then the fewest lists, that find what they should."""
+        count, lists = len(self.rids), int(self.index.nlist)
+        queries = read(np.unique(np.linspace(0, count - 1, CHECKED_ROWS).astype(np.int64)))
+        wanted = min(NEAREST + 1, count)  # each finds itself, too
+        best = np.full((len(queries), wanted), -np.inf, np.float32)
+        for start in range(0, count, ADD_ROWS):
+            _look(stopped)
+            scores = queries @ read(slice(start, start + ADD_ROWS)).T
+            best = np.partition(np.hstack([best, scores]), -wanted)[:, -wanted:]
+        # By score and not by name: of equal texts any is as good.
+        bars = best.min(axis=1) - 1e-5
+
+        def recall(probes: int, depth: int) -> float:
+            tried = replace(self, probes=probes, depth=depth)
+            found = 0
+            asked = tried.candidates(queries, CHECKED_FETCH, None, 1.0)
+            for query, bar, places in zip(queries, bars, asked, strict=True):
+                _look(stopped)
+                found += min(int(np.count_nonzero(read(places) @ query >= bar)), wanted)
+            return (found - len(queries)) / max((wanted - 1) * len(queries), 1)
+
+        depth, probes = 1, min(LEAST_PROBES, lists)
+        while depth < DEEPEST and recall(lists, depth) < (1 + RECALL) / 2:
+            depth *= 2
+        while probes < lists and recall(probes, depth) < RECALL:  # 8, 12, 16, 24, 32 and so on
+            probes = min(probes * 3 // 2 if probes & (probes - 1) == 0 else probes * 4 // 3, lists)
+        return replace(self, probes=probes, depth=depth)
 
     def candidates(
         self, queries: Vectors, fetch: int, allowed: NDArray[np.uint8] | None, share: float
     ) -> Iterator[Index]:
-        """For each query about `fetch` places in `rids`, int64 `[m]`; fewer where it sees fewer.
+        """For each query, `fetch` times the depth, places in `rids`, int64 `[m]`; fewer where it sees fewer.
 
         allowed: a bit per row, little-endian, or None for all. share: of the rows, how many are
-        allowed: the fewer, the wider the search. Uses OpenMP's threads of this thread.
+        allowed: the fewer, the more lists are read. Uses OpenMP's threads of this thread.
         """
         chosen = {} if allowed is None else {"sel": faiss.IDSelectorBitmap(allowed)}
-        if self.shape.kind == "hnsw":
-            width = min(int(max(WIDTH, 2 * fetch) / share), len(self.rids))
-            parameters = faiss.SearchParametersHNSW(efSearch=width, **chosen)
-        else:
-            probes = min(int(PROBES / share), self.index.nlist)
-            parameters = faiss.SearchParametersIVF(nprobe=probes, **chosen)
-        _, places = self.index.search(
-            np.ascontiguousarray(queries), min(fetch, len(self.rids)), params=parameters
-        )
+        probes = min(int(self.probes / share), self.index.nlist)
+        parameters = faiss.SearchParametersIVF(nprobe=probes, **chosen)
+        fetch = min(fetch * self.depth, len(self.rids))
+        _, places = self.index.search(np.ascontiguousarray(queries), fetch, params=parameters)
         for row in places:
             yield row[row >= 0]
 
 
-def _stride(shape: Shape, rows: int) -> int:
+def _look(stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise Stopped("the index was not finished: its collection is being closed")
+
+
+def _stride(lists: int, rows: int) -> int:
     """Take every so-manieth row to train on."""
-    lists = int(shape.factory.removeprefix("IVF").partition(",")[0]) if shape.kind == "ivf" else 256
-    return max(1, rows // (lists * TRAINING_ROWS_PER_LIST))
+    return max(1, rows // max(lists * TRAINING_ROWS_PER_LIST, 256 * CODES))
 
 
 def sketch(vectors: Vectors) -> Sketches:

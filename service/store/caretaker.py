@@ -18,7 +18,7 @@ import numpy as np
 
 from mexma.errors import MexmaError
 from service.store import planner
-from service.store.approximate import Approximate, Shape, Stopped
+from service.store.approximate import Approximate, Read, Shape, Stopped
 from service.store.gauges import hubness
 from service.store.generations import Generations
 from service.store.index import Index, Snapshot
@@ -169,7 +169,6 @@ class Caretaker:
         attached = snapshot.attached
         if (
             attached is not None
-            and attached.built.shape.kind == shape.kind
             and self._dead(snapshot) <= DEAD_SHARE
             and len(snapshot) < 4 * len(attached.built.rids)  # what it was trained on is like it
         ):
@@ -180,9 +179,10 @@ class Caretaker:
         read = self._reader(snapshot, alive)
         return Approximate.build(shape, snapshot.rids[alive], seq, read, self._stopped)
 
-    def _reader(self, snapshot: Snapshot, positions: Index) -> Callable[[slice], Vectors]:
-        def read(part: slice) -> Vectors:
-            self.rows_indexed = part.start or 0
+    def _reader(self, snapshot: Snapshot, positions: Index) -> Read:
+        def read(part: slice | Index) -> Vectors:
+            if isinstance(part, slice):
+                self.rows_indexed = part.start or 0
             return snapshot.vectors(positions[part])
 
         return read

@@ -38,7 +38,7 @@ FOLDER = "index"
 VECTORS, RIDS, SKETCHES, MANIFEST = "vectors.faiss", "rids.npy", "sketches.npy", "manifest.json"
 KEPT = 2
 NEW, GONE = ".new-", ".gone-"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,10 @@ class Generations:
             "count": len(approximate.rids),
             "dim": self.dim,
             "metric": "squared distance of vectors of length 1",
-            "kind": approximate.shape.kind,
             "factory": approximate.shape.factory,
             "bytes": approximate.shape.bytes,
+            "probes": approximate.probes,
+            "depth": approximate.depth,
             "fingerprint": self.fingerprint,
             "faiss": faiss.__version__,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -156,8 +157,9 @@ class Generations:
                 f"{generation} must hold {count} vectors of dim {self.dim}, it holds "
                 f"{index.ntotal} of {index.d}, {len(rids)} rids, {len(sketches)} sketches"
             )
-        shape = Shape(manifest["kind"], manifest["factory"], manifest["bytes"])
-        return Approximate(shape, index, rids, sketches, manifest["seq"])
+        shape = Shape(manifest["factory"], manifest["bytes"])
+        measured = manifest["seq"], manifest["probes"], manifest["depth"]
+        return Approximate(shape, index, rids, sketches, *measured)
 
     def newest(self, fits: Callable[[Approximate], str | None]) -> Approximate | None:
         """The newest that verifies and `fits` (which says what is wrong, or None).

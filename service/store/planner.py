@@ -25,7 +25,7 @@ class Plan(NamedTuple):
 
 def plan(*, matching: int, documents: int, k: int, exact: bool, indexed: bool) -> Plan:
     """How to find the k nearest of `matching` rows among `documents`."""
-    fetch = 2 * k + 32  # 8 bits per component misplace some, whose stored vectors put them right
+    fetch = 2 * k + 32  # codes misplace some, whose stored vectors put them right
     scan = (
         exact
         or not indexed

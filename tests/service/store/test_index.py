@@ -8,8 +8,10 @@ import logging
 import shutil
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -133,12 +135,8 @@ def test_an_index_that_sees_all_rows_finds_what_plain_loops_find(before, after, 
     assert DIM == 3
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-def test_recall_deletes_filters_and_a_tail(tmp_path, monkeypatch, kind):
-    if kind == "ivf":
-        monkeypatch.setattr(approximate, "HNSW_MOST_ROWS", 0)
+def test_recall_deletes_filters_and_a_tail(tmp_path):
     store, asked = filled(tmp_path, 3_000), rows_of(40, seed=5)
-    assert store._open["c"]._snapshot.attached.built.shape.kind == kind
     assert recall(store, asked, k=10) >= (0.97, {"approximate"})
     store.delete("c", [f"d{i}" for i in range(0, 3_000, 7)])
     put(store, rows_of(200, seed=3), first=5_000)
@@ -392,13 +390,38 @@ def test_too_little_memory_leaves_a_collection_exact(tmp_path, caplog):
 
 
 def test_the_shape_follows_rows_and_memory():
-    graph, gib = Shape.choose(1_000_000, 384, 1 << 40), 1 << 30
-    assert (graph.kind, 0.6 * gib < graph.bytes < 0.75 * gib) == ("hnsw", True)
-    inverted = Shape.choose(1_000_000, 384, graph.bytes - 1)
-    assert (inverted.kind, inverted.factory) == ("ivf", "IVF4096,SQ8")
-    assert 0.36 * gib < inverted.bytes < 0.4 * gib
-    assert Shape.choose(1_000_000, 384, inverted.bytes - 1) is None
-    assert Shape.choose(10_000_000, 384, 1 << 40).kind == "ivf"
+    shape, mib = Shape.choose(1_000_000, 384, 1 << 40), 1 << 20
+    assert shape.factory == "IVF4096,PQ192x4fs"
+    assert 100 * mib < shape.bytes < 110 * mib
+    assert Shape.choose(1_000_000, 384, shape.bytes - 1) is None
+    assert Shape.choose(200, 3, 1 << 30).factory == "IVF5,PQ3x4fs"
+    assert Shape.choose(15, 384, 1 << 30).factory == "IVF1,Flat", "4 bits need 16 rows to train on"
+
+
+@pytest.mark.parametrize("equal", [1, 50])
+def test_an_index_reads_as_many_lists_as_its_rows_need(equal):
+    """Without clusters neighbours lie in many lists; equal rows are as good as one another."""
+    faiss.omp_set_num_threads(1)
+    random = np.random.default_rng(3)
+    rows = random.standard_normal((4_000 // equal, WIDE)).astype(np.float32).repeat(equal, axis=0)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    shape = Shape.choose(len(rows), WIDE, 1 << 30)
+    built = Approximate.build(shape, np.arange(len(rows)), 0, lambda part: rows[part], bool)
+    asked = rows[7::41]
+    scores = asked @ rows.T
+    bars = np.sort(scores)[:, -11] - 1e-5
+
+    def recall_with(probes: int) -> float:
+        found = replace(built, probes=probes).candidates(asked, 52, None, 1.0)
+        hits = [min((scores[n, p] >= bars[n]).sum(), 11) for n, p in enumerate(found)]
+        return (sum(hits) - len(asked)) / (10 * len(asked))
+
+    if equal == 1:
+        assert recall_with(built.probes) > 0.95
+        assert recall_with(approximate.LEAST_PROBES) < 0.9 < approximate.RECALL
+        assert built.depth > 1
+    else:
+        assert (built.probes, built.depth) == (approximate.LEAST_PROBES, 1)
 
 
 @pytest.mark.parametrize(
@@ -461,5 +484,6 @@ def test_the_manifest_says_what_the_design_asks_for(tmp_path):
     content = json.loads(file.read_text())["content"]
     assert (content["seq"], content["count"], content["dim"]) == (400, 400, WIDE)
     assert content["fingerprint"] == PRINT
-    assert content["factory"] == "HNSW32_SQ8"
-    assert {"metric", "kind", "faiss", "created_at", "files"} <= content.keys()
+    assert (content["factory"], content["probes"]) == ("IVF10,PQ16x4fs", 8)
+    assert content["depth"] == 1
+    assert {"metric", "faiss", "created_at", "files"} <= content.keys()

@@ -164,7 +164,7 @@ def test_an_index_proposes_and_what_is_exact_stays_exact(monkeypatch):
     faiss.omp_set_num_threads(1)
     rows = Rows(5)
     rows.change(600, 0)
-    shape = Shape("hnsw", "HNSW32_SQ8", 0)
+    shape = Shape("IVF8,PQ8x4fs", 0)
     state = rows.snapshot
     built = Approximate.build(
         shape, state.rids, 600, lambda s: state.vectors(np.arange(600)[s]), bool
