@@ -25,8 +25,8 @@ from mexma.errors import InstallationError, MexmaError, StoreError
 from mexma.installation import check_installation
 from service import logs
 from service.app import create_app
+from service.connection import Connections, protocol, room_for_connections
 from service.draining import DrainingServer
-from service.one_write import OneWriteProtocol
 from service.security.access import guard_of
 from service.security.audit import Audit
 from service.settings import Settings
@@ -158,10 +158,16 @@ def _run(
 ) -> None:
     """Serve `app` at `listener` until told to stop, and `delay_s` longer."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    connections = Connections(
+        header_timeout_s=settings.header_timeout_s,
+        write_timeout_s=settings.write_timeout_s,
+        maximum=room_for_connections(settings.max_connections),
+    )
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=OneWriteProtocol,
+        http=protocol(connections),
+        ws="none",
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=GRACE_S,

@@ -51,9 +51,15 @@ class TextLines(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
         given = {k: v for k, v in vars(record).items() if k not in _OWN}
-        line += "".join(f" {k}={v}" for k, v in given.items())
+        line += "".join(f" {k}={_on_one_line(v)}" for k, v in given.items())
         current = request_id.get()
         return f"{line} [{current}]" if current is not None else line
+
+
+def _on_one_line(value: object) -> str:
+    """What a caller wrote, a path say, must not look like a line or a colour of the log's own."""
+    text = str(value)
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def configure(level: str, form: LogFormat) -> None:

@@ -15,30 +15,35 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 class OneWriteTransport:
     """A transport that holds what is written until the loop's next turn, and then writes it at once.
 
-    Everything else is the transport's own; it is flushed before it is closed.
+    Everything else is the transport's own; it is flushed before it is closed. handed_over_bytes: what
+    was ever given to the transport.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
         self._transport = transport
         self._loop = loop
         self._held: list[bytes] = []
+        self.handed_over_bytes = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
         if not self._held:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._held.append(data)
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what is held."""
         held, self._held = self._held, []
         if held:
-            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+            data = held[0] if len(held) == 1 else b"".join(held)
+            self.handed_over_bytes += len(data)
+            self._transport.write(data)
 
 
 class OneWriteProtocol(HttpToolsProtocol):

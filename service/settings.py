@@ -203,6 +203,28 @@ class Settings(BaseSettings):
         description="Time in which a request body must have arrived; slower ones get 408. It "
         "bounds what a client that trickles bytes can hold open.",
     )
+    header_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Time in which a request's head must have arrived, and in which a new connection must "
+        "have begun one; then it is closed. (After an answer a connection is kept for 75 s.) Shorter "
+        "frees what idle clients hold sooner; too short cuts clients that connect before they have "
+        "something to ask.",
+    )
+    write_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="A client that in this time takes less than 64 kB of an answer that waits for it is "
+        "cut off. Answers are held in memory until they are taken: it bounds how long, and the slowest "
+        "line that large answers get through.",
+    )
+    max_connections: int = Field(
+        10_000,
+        ge=1,
+        description="Connections of each process that may be open. Beyond it those are closed that have "
+        "waited longest for their client. An idle one takes about 10 kB, and a file each of those that "
+        "the process may open, less 256 for its own.",
+    )
     request_timeout_s: float = Field(
         60.0,
         gt=0,

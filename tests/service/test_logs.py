@@ -105,3 +105,10 @@ def test_texts_are_in_no_line_whatever_happens(make_client, caplog):
     lines = [JsonLines().format(r) for r in caplog.records if not r.name.startswith("httpx")]
     assert len(lines) >= 8
     assert [line for line in lines if SECRET in line] == []
+
+
+def test_what_a_caller_wrote_stays_on_its_line():
+    forged = "/x\n2026-11-26 INFO mexma: all is well\x1b[2K\0"
+    line = TextLines().format(record("audit", path=forged, status=404))
+    assert line.isprintable()
+    assert line.endswith("path=/x\\n2026-11-26 INFO mexma: all is well\\x1b[2K\\x00 status=404")

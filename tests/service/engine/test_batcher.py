@@ -109,6 +109,24 @@ def test_every_caller_gets_its_own_vectors():
     assert max(map(len, encoder.batches)) > 1, "nothing was batched"
 
 
+def test_a_batch_without_memory_fails_alone():
+    encoder = FakeEncoder()
+    run, failing = encoder.run, [MemoryError()]
+
+    def without_memory(sequences):
+        if failing:
+            raise failing.pop()
+        return run(sequences)
+
+    encoder.run = without_memory
+
+    async def scenario(batcher: Batcher) -> None:
+        assert isinstance((await batcher.submit([ids(3)])).errors[0], EngineError)
+        assert not (await batcher.submit([ids(3)])).errors
+
+    run_with(encoder, scenario)
+
+
 def test_a_poisoned_sequence_fails_alone():
     encoder = FakeEncoder()
     encoder.poison = POISON
