@@ -9,6 +9,8 @@ import json
 import tempfile
 from pathlib import Path
 
+from mexma.artifact import open_artifact
+from mexma.encoder import tokenizer_of
 from service.metrics import Metrics
 from service.settings import DEFAULT_MODEL, Settings
 
@@ -61,11 +63,13 @@ def openapi_page() -> str:
     """`docs/openapi.json`: the OpenAPI document of the service."""
     from service.app import create_app
     from service.store.local import LocalStore
-    from tests.fakes import FakeEncoder
+    from service.workers.front import TokenizingEncoder
 
+    artifact = open_artifact(DEFAULT_MODEL)
+    encoder = TokenizingEncoder(artifact.manifest, tokenizer_of(artifact))
     with tempfile.TemporaryDirectory() as folder:
         store = LocalStore(Path(folder))
-        app = create_app(Settings(), encoder=FakeEncoder(), store=store)
+        app = create_app(Settings(), encoder=encoder, store=store)
         store.close()
     return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mexma import __version__
 from mexma.encoder import Encoder
 from mexma.errors import StoreUnavailable
-from service import http_errors
+from service import http_errors, openapi
 from service.canaries import Canaries
 from service.demo import offer_demo
 from service.engine.encoders import Encoders
@@ -155,26 +155,8 @@ def create_app(
     )
     # With HTTP workers it is they whom pages call.
     app.border = with_cors(border, () if engine_socket else settings.cors_origins)
-    _describe_keys(app)
+    openapi.complete(app, state.encoders)
     return app
-
-
-def _describe_keys(app: FastAPI) -> None:
-    """Say in the OpenAPI document that a key goes with requests, where there are keys."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        scheme = {
-            "type": "http",
-            "scheme": "bearer",
-            "description": "An API key, where there are any",
-        }
-        document["components"]["securitySchemes"] = {"key": scheme}
-        document["security"] = [{"key": []}, {}]
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 @asynccontextmanager

@@ -27,6 +27,7 @@ TimeoutHeader = Annotated[
     Header(
         alias="x-timeout-ms",
         ge=1,
+        lt=10**9,
         description="Milliseconds after which nobody waits for the answer: what has not run by then "
         "leaves the queue and the answer is 504. The service's own limit holds besides.",
     ),

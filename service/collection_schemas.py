@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+)
 
-from service.schemas import TRUNCATE, ItemError, Text, Truncation
+from service.schemas import TRUNCATE, ItemError, Text, Truncation, Whole
 
 CollectionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -112,7 +119,7 @@ class DocumentIn(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     id: DocumentId
-    text: Text
+    text: str = Field(description="One without a token fails alone; the others are stored.")
     lang: LanguageTag | None = Field(None, description="BCP 47; detected when absent.")
     metadata: dict[str, Any] = Field(default_factory=dict)
 
@@ -155,18 +162,21 @@ class UpsertResponse(BaseModel):
     fingerprint: str
 
 
+# Read, and refused with its place, by `store/filters.py`; openapi.py says what one is made of.
 Condition = Annotated[
     dict[str, Any],
-    Field(
-        description='A condition on the metadata: `{"field": "page", "gte": 3}` with `eq`, `in`, '
-        "`gt`, `gte`, `lt`, `lte` or `exists`, joined by `and`, `or` and `not`.",
-        examples=[{"and": [{"field": "source", "in": ["mail"]}, {"field": "page", "gte": 3}]}],
-    ),
+    WithJsonSchema({"$ref": "#/components/schemas/Filter"}),
 ]
 Languages = Annotated[
     list[LanguageTag],
     Field(min_length=1, description="Only documents in these; `pt` also finds `pt-BR`."),
 ]
+
+
+def _given(field: str, *, kind: str = "array", without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The schema that says that a field is there, and others are null or not."""
+    properties = {field: {"type": kind}} | {name: {"type": "null"} for name in without}
+    return {"required": [field], "properties": properties}
 
 
 class SelectionRequest(BaseModel):
@@ -187,7 +197,7 @@ class CountResponse(BaseModel):
 
 
 class ScrollRequest(SelectionRequest):
-    limit: int = Field(100, ge=1, le=10_000)
+    limit: Whole = Field(100, ge=1, le=10_000)
     cursor: str | None = Field(None, description="From the page before; null begins anew.")
 
 
@@ -195,7 +205,18 @@ class DeleteRequest(SelectionRequest):
     """By `ids`, or else all that `languages` and `filter` select, of which one must be there."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"ids": ["1", "2"]}]}
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [{"ids": ["1", "2"]}],
+            "oneOf": [
+                _given("ids", without=("languages", "filter")),
+                {
+                    "anyOf": [_given("languages"), _given("filter", kind="object")],
+                    "properties": {"ids": {"type": "null"}},
+                },
+            ],
+        },
     )
 
     ids: list[DocumentId] | None = Field(None, min_length=1)
@@ -226,7 +247,11 @@ class SearchRequest(SelectionRequest):
         extra="forbid",
         strict=True,
         json_schema_extra={
-            "examples": [{"queries": ["猫を二匹飼っています。"], "k": 3, "per_language": True}]
+            "examples": [{"queries": ["猫を二匹飼っています。"], "k": 3, "per_language": True}],
+            "oneOf": [
+                _given("queries", without=("vectors",)),
+                _given("vectors", without=("queries",)),
+            ],
         },
     )
 
@@ -238,7 +263,7 @@ class SearchRequest(SelectionRequest):
         description="Of the encoder that `vectors` come from; another than the collection's gets "
         "409. Without it they are taken for the collection's own.",
     )
-    k: int = Field(10, ge=1, le=1000)
+    k: Whole = Field(10, ge=1, le=1000)
     query_language: LanguageTag | None = Field(
         None, description="Language of the queries; detected from their text when absent."
     )

@@ -183,6 +183,14 @@ def _validation_message(problem: dict[str, Any]) -> tuple[str, str | None]:
     return (f"{where}: {message}" if where else message), (where or None)
 
 
+def _methods(request: Request) -> str:
+    """What is answered at the path of a request, for whose method there is no route."""
+    route = request.scope.get("route")
+    described = request.app.openapi()["paths"].get(getattr(route, "path_format", None), ())
+    methods = [m.upper() for m in described] or getattr(route, "methods", None) or ()
+    return ", ".join(sorted(methods))
+
+
 def install(app: FastAPI) -> None:
     """Register the handlers on `app`."""
 
@@ -209,12 +217,15 @@ def install(app: FastAPI) -> None:
             message = (
                 f"{request.method} {request.url.path}: {message.lower()}; /docs lists the routes"
             )
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the framework names the methods of one route of several
+            headers = {"allow": _methods(request)}
         return error_response(
             request.url.path,
             error.status_code,
             message,
             kind="not_found_error" if error.status_code == 404 else "invalid_request_error",
-            headers=dict(error.headers or {}),
+            headers=headers,
         )
 
     # Starlette types handlers by the base class; each is registered for what it takes.

@@ -26,7 +26,7 @@ def _check_input(value: Any) -> list[Any]:
         )
     if not value:
         raise ValueError("expected at least one item, found an empty list")
-    if _is_id(value[0]):
+    if _is_id(_whole(value[0])):
         value = [value]
     items: list[Any] = value
     wants_text = isinstance(value[0], str)
@@ -39,13 +39,29 @@ def _check_input(value: Any) -> list[Any]:
         elif not element:
             raise ValueError(f"item {item} is an empty list; every item needs token ids")
         else:
-            for position, token in enumerate(element):
-                if not _is_id(token):
-                    raise ValueError(
-                        f"item {item}, position {position}: expected a token id (an integer), "
-                        f"found {_kind(token)}"
-                    )
+            _check_ids(item, element)
     return items
+
+
+def _check_ids(item: int, ids: list[Any]) -> None:
+    for position, token in enumerate(ids):
+        if _is_id(token):
+            continue
+        ids[position] = _whole(token)
+        if not _is_id(ids[position]):
+            raise ValueError(
+                f"item {item}, position {position}: expected a token id (an integer), "
+                f"found {_kind(token)}"
+            )
+
+
+def _whole(value: Any) -> Any:
+    """1.0 is an integer to JSON, which has one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Dimensions = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 
 
 def _is_id(value: Any) -> bool:
@@ -99,9 +115,8 @@ class EmbeddingRequest(BaseModel):
         "and the answer says which it was.",
     )
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(
+    dimensions: Dimensions | None = Field(
         None,
-        ge=1,
         description="Keep this many leading components and normalise again. The default model "
         "was not trained for it: fewer dimensions cost accuracy.",
     )
@@ -159,13 +174,13 @@ class TeiEmbedRequest(BaseModel):
     )
 
     inputs: Input
-    normalize: bool = Field(
+    normalize: Annotated[bool, WithJsonSchema({"type": "boolean", "const": True})] = Field(
         True, description="Only true: this service's vectors are normalised inside the graph."
     )
     truncate: bool | None = None
     truncation_direction: Literal["Right", "Left", "right", "left"] = "Right"
     prompt_name: None = Field(None, description="Only null: the encoder has one prefix.")
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: Dimensions | None = None
 
 
 class TeiPooling(BaseModel):

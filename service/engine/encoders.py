@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mexma.encoder import Encoder
-from mexma.errors import ArtifactError, InputError
+from mexma.errors import ArtifactError, ModelNotFound
 from service.engine.embedder import Embedder
 from service.metrics import Metrics
 from service.settings import Settings
@@ -60,11 +60,13 @@ class Encoders:
         return self.named(model) or self.default
 
     def known(self, model: str) -> Embedder:
-        """The one that is meant by a name or fingerprint. Raises InputError that lists them."""
+        """The one that is meant by a name or fingerprint. Raises ModelNotFound that lists them."""
         if found := self.named(model):
             return found
         served = ", ".join(f"{e.encoder.manifest.name} ({e.encoder.fingerprint})" for e in self)
-        raise InputError(f"model must be one that is served, which are {served}; got {model!r}")
+        raise ModelNotFound(
+            f"model must be one that is served, which are {served}; got {model[:80]!r}"
+        )
 
     def of(self, info: CollectionInfo) -> Embedder:
         """The one that a collection belongs to. Raises FingerprintMismatch where it is not served."""

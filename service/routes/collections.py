@@ -40,7 +40,7 @@ def router(state: State) -> APIRouter:
     @routes.put(
         "/{name}",
         response_model=CollectionDescription,
-        responses=documented(409, 422, 504, *STORE_ERRORS),
+        responses=documented(404, 409, 422, 504, *STORE_ERRORS),
     )
     async def create_collection(name: Name, model: Model = None) -> CollectionDescription:
         """Create a collection, or find that it exists already.

@@ -137,6 +137,29 @@ def test_unknown_routes_and_methods_answer_in_our_shape(client):
     assert client.get("/v1/embeddings").json()["error"]
 
 
+def test_405_names_every_method_that_the_path_has(client):
+    for path, methods in {
+        "/v1/collections/c": "DELETE, GET, PUT",
+        "/v1/collections/c/documents": "DELETE, POST",
+        "/v1/collections/c/documents/count": "POST",
+        "/v1/embeddings": "POST",
+        "/docs": "GET",
+    }.items():
+        answer = client.request("PATCH", path)
+        assert answer.status_code == 405
+        assert answer.headers.get_list("allow") == [methods]
+
+
+def test_a_number_without_a_fraction_is_an_integer(client):
+    body = {"input": [[5.0, 6]], "dimensions": 3.0}
+    assert client.post("/v1/embeddings", json=body).status_code == 200
+    assert client.post("/v1/embeddings", json=body | {"dimensions": 3.5}).status_code == 422
+    assert client.post("/v1/embeddings", json=body | {"input": [5.5]}).status_code == 422
+    client.put("/v1/collections/c")
+    scroll = client.post("/v1/collections/c/documents/scroll", json={"limit": 1e0})
+    assert scroll.status_code == 200
+
+
 def test_ready_turns_off_when_the_engine_fails_and_comes_back_by_itself(make_client):
     encoder = FakeEncoder()
     client = make_client(encoder)

@@ -143,7 +143,7 @@ def test_the_whole_way_there_and_back_and_to_an_end(client, encoders):
 
 def test_what_is_refused(client, encoders):
     assert "not being moved" in call(client, "cut-over", status=404)["error"]["message"]
-    said = call(client, status=422, model="nobody")["error"]["message"]
+    said = call(client, status=404, model="nobody")["error"]["message"]
     assert all(e.fingerprint in said and e.manifest.name in said for e in encoders)
     assert "already" in call(client, status=409, model="old")["error"]["message"]
     assert client.post("/v1/collections/x/migration", json={"model": "new"}).status_code == 404

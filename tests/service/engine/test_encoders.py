@@ -95,7 +95,7 @@ def test_each_collection_is_answered_by_its_own(client, encoders):
     other = client.put("/v1/collections/a", params={"model": "new"})
     assert other.status_code == 409
     unknown = client.put("/v1/collections/c", params={"model": "nobody"})
-    assert unknown.status_code == 422
+    assert unknown.status_code == 404
     assert encoders[1].fingerprint in unknown.json()["error"]["message"]
 
 
