@@ -155,7 +155,7 @@ def read_manifest(path: Path) -> Manifest:
         raise ArtifactError(
             f"{path}: no {MANIFEST}; not an artifact (mexma-export makes one)"
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ArtifactError(f"{file}: expected a JSON object, found {type(raw).__name__}")

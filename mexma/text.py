@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from mexma.errors import EmptyText, TextTooLong, TokenOutOfRange, UnencodableText
+from mexma.errors import EmptyText, EngineError, TextTooLong, TokenOutOfRange, UnencodableText
 
 Side = Literal["right", "left"]
 
@@ -77,6 +77,11 @@ class TokenBatch:
         return ids
 
 
+def _is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust gave up: pyo3's exception can neither be imported nor is it an Exception."""
+    return type(error).__name__ == "PanicException"
+
+
 class TextTokenizer:
     """A tokenizer with its length limit and the prefix its encoder was trained with."""
 
@@ -84,12 +89,17 @@ class TextTokenizer:
         """Raises ValueError when `tokenizer_json` is not a tokenizer."""
         try:
             self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
-        except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"not a tokenizer.json: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        special = np.array(self._tokenizer.encode("a").special_tokens_mask, bool)
-        ids = np.array(self._tokenizer.encode("a").ids, np.int64)
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            tried = self._tokenizer.encode("a")
+        except BaseException as error:
+            # The library raises plain Exception, and where it panics not even that.
+            if isinstance(error, Exception) or _is_panic(error):
+                raise ValueError(f"not a tokenizer.json: {error}") from error
+            raise
+        special, ids = np.array(tried.special_tokens_mask, bool), np.array(tried.ids, np.int64)
+        if special.all():
+            raise ValueError("not a tokenizer.json that can be used: it gives no token for 'a'")
         first, last = np.flatnonzero(~special)[[0, -1]]
         self._head, self._tail = ids[:first], ids[last + 1 :]
         self.overhead_tokens = len(self._head) + len(self._tail)
@@ -108,7 +118,8 @@ class TextTokenizer:
         """Tokenize `texts`; each result is at most `max_tokens` long.
 
         side: the end that is cut when a text is too long. Raises EmptyText,
-        UnencodableText, or, with `truncate=False`, TextTooLong; each names the item.
+        UnencodableText, or, with `truncate=False`, TextTooLong; each names the item. Raises EngineError
+        when the tokenizer itself fails.
         """
         for item, text in enumerate(texts):
             if not text:
@@ -122,7 +133,12 @@ class TextTokenizer:
                     item=item,
                 ) from None
         prefixed = [self.prefix + text for text in texts] if self.prefix else list(texts)
-        encoded = self._tokenizer.encode_batch_fast(prefixed, add_special_tokens=True)
+        try:
+            encoded = self._tokenizer.encode_batch_fast(prefixed, add_special_tokens=True)
+        except BaseException as error:
+            if isinstance(error, Exception) or _is_panic(error):
+                raise EngineError(f"the tokenizer failed: {error}") from error
+            raise
         return [
             self._fit(item, np.array(e.ids, np.int64), prefixed[item], truncate=truncate, side=side)
             for item, e in enumerate(encoded)

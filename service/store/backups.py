@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from mexma.errors import BackupNotFound, StoreCorrupt, StoreFailed
 from service.store import durable, generations
@@ -167,12 +167,28 @@ def _content(backup: Path) -> dict[str, Any]:
     content = durable.read_manifest(backup / MANIFEST)
     if content.get("schema") != SCHEMA:
         raise StoreCorrupt(f"{backup} must have schema {SCHEMA}, it has {content.get('schema')}")
+    # Somebody else may have written it: what it names must lie beside it.
+    files = content.get("files")
+    if not isinstance(files, dict) or any(name != DATABASE for name in files):
+        found = list(files) if isinstance(files, dict) else files
+        raise StoreCorrupt(
+            f"{backup} must consist of {DATABASE}, its manifest has {str(found)[:80]}"
+        )
     return content
 
 
 def _described(backup: Path) -> Backup:
     content = _content(backup)
-    return Backup(**{k: v for k, v in content.items() if k not in ("schema", "files")})
+    try:
+        found = Backup(**{k: v for k, v in content.items() if k not in ("schema", "files")})
+    except TypeError as e:
+        raise StoreCorrupt(f"{backup / MANIFEST} must describe a backup: {e}") from e
+    for name, kind in get_type_hints(Backup).items():
+        if type(value := getattr(found, name)) is not kind:
+            raise StoreCorrupt(
+                f"{backup / MANIFEST} must say what {name} is, has {str(value)[:80]}"
+            )
+    return found
 
 
 def _link_generations(collection: Path, into: Path) -> None:

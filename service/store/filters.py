@@ -176,5 +176,5 @@ def _expected(place: str, what: str, found: Any) -> InputError:
         (dict, lambda v: "an object" if v else "an empty object"),
         (list, lambda v: "a list" if v else "an empty list"),
     ]
-    shown = next((show(found) for kind, show in kinds if isinstance(found, kind)), str(found)[:80])
-    return InputError(f"{place}: expected {what}, found {shown}")
+    show = next((show for kind, show in kinds if isinstance(found, kind)), lambda v: str(v)[:80])
+    return InputError(f"{place}: expected {what}, found {show(found)}")

@@ -39,6 +39,8 @@ from service.store.steps import reached
 
 NEW, GONE = ".new-", ".gone-"
 SUCCEEDS, ROLES = "succeeds.json", "roles.json"
+# Such a file says nothing, also one that is whole and of something else.
+UNREADABLE = (StoreCorrupt, KeyError, TypeError)
 
 
 class Place(NamedTuple):
@@ -117,7 +119,7 @@ def write_succession(folder: Path, predecessors: list[Path]) -> None:
 def successor_of(folders: list[Path]) -> Path | None:
     """The one folder that succeeds all the others, None where there is none."""
     for folder in folders:
-        with suppress(StoreCorrupt):
+        with suppress(*UNREADABLE):
             replaced = durable.read_manifest(folder / SUCCEEDS)["folders"]
             if {path.name for path in folders} - {folder.name} <= set(replaced):
                 return folder
@@ -142,7 +144,7 @@ def place_of(folders: list[Path]) -> Place | None:
         alone = folders[0]
         if not (alone / ROLES).exists():
             return Place(alone)
-        with suppress(StoreCorrupt):
+        with suppress(*UNREADABLE):
             # Its migration was finished; or it is half a copy of one that somebody took away.
             if durable.read_manifest(alone / ROLES)["serving"] == alone.name:
                 return Place(alone)
@@ -151,7 +153,7 @@ def place_of(folders: list[Path]) -> Place | None:
         return Place(successor)
     by_name = {folder.name: folder for folder in folders}
     for newer in folders:
-        with suppress(StoreCorrupt):
+        with suppress(*UNREADABLE):
             roles = durable.read_manifest(newer / ROLES)
             if set(by_name) == {roles["serving"], roles["other"]}:
                 return Place(by_name[roles["serving"]], by_name[roles["other"]], newer)

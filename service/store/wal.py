@@ -23,6 +23,7 @@ from mexma.errors import StoreCorrupt
 HEADER, FRAME_HEADER = 32, 24
 MAGIC = {0x377F0682: "<", 0x377F0683: ">"}  # the byte order of the words that are summed
 FRAMES_AT_ONCE = 1_024
+PAGE_SIZES = [2**n for n in range(9, 17)]
 
 Words = NDArray[np.uint32]
 
@@ -43,6 +44,8 @@ def check(path: Path) -> None:
     order = MAGIC.get(magic)
     if order is None or _sum(content[:24], order, (0, 0)) != (first, second):
         raise StoreCorrupt(f"{log} must begin with a header that matches its checksum")
+    if page not in PAGE_SIZES:
+        raise StoreCorrupt(f"{log} must have pages of a size that SQLite knows, has {page} bytes")
     size = FRAME_HEADER + page
     frames = np.frombuffer(content, np.uint8, (len(content) - HEADER) // size * size, HEADER)
     frames = frames.reshape(-1, size)

@@ -7,6 +7,7 @@ memory (`arena.py`): a message is some dozens of bytes.
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -15,6 +16,8 @@ from typing import Any, cast
 import orjson
 
 from service.engine.lanes import Lane
+
+log = logging.getLogger(__name__)
 
 FRAME = struct.Struct("<IB")
 SUBMIT = struct.Struct("<QQIIBd")
@@ -25,6 +28,10 @@ LANES: tuple[Lane, Lane] = ("interactive", "bulk")
 
 # No message is anywhere near as large; a length beyond it means that the stream is out of step.
 MAX_FRAME_BYTES = 16 * 2**20
+
+
+# What reading one that makes no sense ends in.
+NONSENSE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error)
 
 
 class Kind(IntEnum):
@@ -99,7 +106,16 @@ class Frames(asyncio.Protocol):
             end = at + FRAME.size + size
             if len(self._buffer) < end:
                 break
-            self.received(Kind(kind), bytes(self._buffer[at + FRAME.size : end]))
+            try:
+                self.received(Kind(kind), bytes(self._buffer[at + FRAME.size : end]))
+            except NONSENSE as error:
+                log.error(
+                    "a message of kind %d makes no sense, so the connection is closed: %s",
+                    kind,
+                    error,
+                )
+                self.close()
+                return
             at = end
         del self._buffer[:at]
 

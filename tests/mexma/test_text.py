@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexma.errors import EmptyText, TextTooLong, TokenOutOfRange, UnencodableText
+from mexma.errors import EmptyText, EngineError, TextTooLong, TokenOutOfRange, UnencodableText
 from mexma.text import TextTokenizer, TokenBatch
 from tests.fakes import byte_tokenizer_json, text_of
 
@@ -96,3 +98,23 @@ def test_padding_loses_nothing(sequences):
         assert row[mask.astype(bool)].tolist() == sequence
         assert (row[~mask.astype(bool)] == 1).all()
         assert mask.tolist() == sorted(mask.tolist(), reverse=True)
+
+
+class PanicException(BaseException):
+    """pyo3's cannot be imported; it is told by its name."""
+
+
+def test_a_tokenizer_that_panics_is_an_error_like_others():
+    content = json.loads(byte_tokenizer_json())
+    content["post_processor"]["special_tokens"] = {}  # its template names two
+    with pytest.raises(ValueError, match=r"not a tokenizer\.json"):
+        TextTokenizer(json.dumps(content).encode(), max_tokens=10)
+
+    class Panics:
+        def encode_batch_fast(self, *_, **__):
+            raise PanicException("index out of bounds")
+
+    tokenizer = TextTokenizer(byte_tokenizer_json(), max_tokens=10)
+    tokenizer._tokenizer = Panics()
+    with pytest.raises(EngineError, match="index out of bounds"):
+        tokenizer.encode(["text"])

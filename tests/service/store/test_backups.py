@@ -12,7 +12,7 @@ import pytest
 
 from mexma.errors import BackupNotFound, StoreCorrupt, StoreError, StoreFailed
 from service import index_command
-from service.store import backups, caretaker, planner
+from service.store import backups, caretaker, durable, planner
 from service.store.generations import VECTORS
 from service.store.local import LocalStore
 from service.store.protocol import Document, Query, Selection
@@ -154,6 +154,23 @@ def test_a_damaged_backup_is_named_and_replaces_nothing(tmp_path, file, how):
     store.remove_backup("a", backup.id)
     with pytest.raises(BackupNotFound):
         store.restore("a", backup.id)
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "index"])
+def test_a_backup_that_names_files_elsewhere_is_refused(tmp_path, name):
+    """Its manifest has the right hash: somebody made it so."""
+    store = filled(tmp_path, "a")
+    backup = store.back_up("a")
+    before = everything(store)
+    manifest = tmp_path / "snapshots" / "a" / backup.id / backups.MANIFEST
+    content = durable.read_manifest(manifest)
+    content["files"][name] = durable.digest(manifest)
+    manifest.unlink()
+    durable.write_manifest(manifest, content)
+    with pytest.raises(StoreCorrupt, match=name):
+        store.restore("a", backup.id)
+    assert everything(store) == before
     store.close()
 
 
