@@ -110,7 +110,9 @@ class Batcher:
         self._observer = observer
         self._cache = cache
         self._clock = clock
-        self._lanes = Lanes(max_batch_tokens=max_batch_tokens, max_batch_items=max_batch_items)
+        self._lanes = Lanes(
+            max_batch_tokens=max_batch_tokens, max_batch_items=max_batch_items, pads=pads
+        )
         self._arrived = threading.Condition()  # guards the lanes
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None

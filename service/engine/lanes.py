@@ -81,9 +81,13 @@ class _Queue:
 
 
 class Lanes:
-    """The waiting sequences of one engine. tokens, items: how many wait, in both lanes."""
+    """The waiting sequences of one engine. tokens, items: how many wait, in both lanes.
 
-    def __init__(self, *, max_batch_tokens: int, max_batch_items: int):
+    pads: whether the engine computes each sequence of a batch as long as the longest.
+    """
+
+    def __init__(self, *, max_batch_tokens: int, max_batch_items: int, pads: bool = True):
+        self._pads = pads
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_items = max_batch_items
         self._queues: dict[Lane, _Queue] = {"interactive": _Queue(), "bulk": _Queue()}
@@ -154,6 +158,7 @@ class Lanes:
             candidates.index(head),
             max_tokens=int(budget),
             max_items=self.max_batch_items,
+            pads=self._pads,
         )
         batch = [candidates[i] for i in chosen]
         queue.clock = flows[0].served

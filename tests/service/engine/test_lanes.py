@@ -223,3 +223,12 @@ def test_everything_that_comes_is_taken_once(arrivals, quantum):
     assert len(gone) == len(come)
     assert {id(e) for e in gone} == {id(e) for e in come}
     assert (waiting.lanes.items, waiting.lanes.tokens) == (0, 0)
+
+
+@pytest.mark.parametrize(("pads", "together"), [(True, [60, 60]), (False, [60, 20, 3])])
+def test_an_engine_that_does_not_pad_gets_any_lengths_together(pads, together):
+    """What a batch costs it is its tokens: 60 + 20 + 3 of 100, and not a rectangle of 3 by 60."""
+    lanes = Lanes(max_batch_tokens=120 if pads else 100, max_batch_items=8, pads=pads)
+    for n, length in enumerate([60, 20, 3, 60]):
+        lanes.add(np.full(length, n), (n, 0), lane="bulk", client="a", now=0)
+    assert sorted((len(e.ids) for e in lanes.take(0, quantum=100)), reverse=True) == together
