@@ -71,15 +71,23 @@ class OnnxEncoder:
         artifact = open_artifact(path)
         self.manifest = artifact.manifest
         self.tokenizer = tokenizer_of(artifact)
-        self._reload = partial(Session, artifact, device=device, threads=threads, engine=engine)
-        self.session = self._reload()
+        self._artifact = artifact
+        self._open = partial(Session, artifact, device=device, threads=threads, engine=engine)
+        self.session = self._open()
 
     def renew(self) -> None:
         """Load the model into a new session; a call that hangs in the old one keeps that alone.
 
-        Raises as the constructor does, and goes on with the old session then.
+        Raises as the constructor does, and goes on with the old session then. So it does where
+        another artifact has taken this one's place: it may not answer by this one's fingerprint.
         """
-        self.session = self._reload()
+        found = open_artifact(self._artifact.path)
+        if found.fingerprint != self.fingerprint:
+            raise ArtifactError(
+                f"{found.path}: expected the artifact {self.fingerprint} that was loaded from there, "
+                f"found {found.fingerprint}"
+            )
+        self.session = self._open()
 
     @property
     def fingerprint(self) -> str:
