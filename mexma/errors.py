@@ -13,6 +13,10 @@
     │   └── DeviceUnavailable       the device asked for is not there; we never fall back silently
     ├── ArtifactError               a model directory was refused
     │   └── ParityError             an export whose vectors differ too much from the original's
+    ├── ReloadError                 no other model was taken into service; the one there was serves on
+    │   ├── ReloadRefused           it is damaged, does not fit, or was not proved
+    │   ├── ReloadConflict          another reload is on its way, or there is nothing to go back to
+    │   └── ReloadUnsupported       this service cannot
     ├── CheckpointError             a checkpoint directory was refused
     ├── EngineError                 inference failed
     │   └── NonFiniteVector         inference gave NaN or infinity for this item
@@ -109,6 +113,22 @@ class ArtifactError(MexmaError):
 
 class ParityError(ArtifactError):
     """An exported model's vectors miss the bound against the original's."""
+
+
+class ReloadError(MexmaError):
+    """The model that serves was not exchanged; nothing has changed."""
+
+
+class ReloadRefused(ReloadError):
+    """The new model cannot be loaded, or did not show what it must; says which file or what."""
+
+
+class ReloadConflict(ReloadError):
+    """Not now: another reload is on its way, or there is no model to go back to."""
+
+
+class ReloadUnsupported(ReloadError):
+    """Not here, now or later; the message says why and what can be done instead."""
 
 
 class CheckpointError(MexmaError):

@@ -116,10 +116,10 @@ def _serve_all(
     settings: Settings, listener: socket.socket, audit: Audit, folder: Path | None = None
 ) -> None:
     """Load everything and serve it, at `listener` or for HTTP workers at sockets in `folder`."""
-    encoder, *further = (
-        OnnxEncoder(path, device=settings.device, threads=settings.threads, engine=settings.engine)
-        for path in (settings.model, *settings.further_models)
+    load = partial(
+        OnnxEncoder, device=settings.device, threads=settings.threads, engine=settings.engine
     )
+    encoder, *further = (load(path) for path in (settings.model, *settings.further_models))
     for loaded in (encoder, *further):
         log.info("%s runs on %s", loaded.manifest.name, loaded.engine)
         if loaded.session.reason:
@@ -140,6 +140,7 @@ def _serve_all(
         encoder=encoder,
         store=store,
         further=further,
+        load=load,
         tracing=start_tracing(settings),
         guard=guard_of(settings),
         audit=audit,

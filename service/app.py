@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -25,19 +25,21 @@ from service import http_errors, openapi
 from service.canaries import Canaries
 from service.demo import offer_demo
 from service.engine.encoders import Encoders
-from service.engine.watchdog import Watchdog
+from service.engine.watchdog import Watchdogs
 from service.http_errors import ACCESS_ERRORS, documented
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder, with_cors
 from service.migrator import Migrator
+from service.reloader import Reloader, owned
 from service.routes import (
     collections,
     documents,
     embeddings,
     health,
     migrations,
+    models,
     page,
     search,
     snapshots,
@@ -79,6 +81,7 @@ def create_app(
     store: Store,
     detector: LanguageDetector | None = None,
     further: Sequence[Encoder] = (),
+    load: Callable[[Path], Encoder] | None = None,
     tracing: Tracing | None = None,
     guard: Guard | None = None,
     audit: Audit | None = None,
@@ -89,21 +92,37 @@ def create_app(
     encoder: turns token sequences into vectors; `mexma.encoder.OnnxEncoder` or a stand-in.
     store: where collections live; the app closes it when it shuts down. detector: names the
     language of a text that comes without one. further: encoders served beside the default one,
-    for collections that are theirs. tracing: where traces go; the app closes it, too.
+    for collections that are theirs. load: makes an encoder of an artifact, for reloads; there are
+    none without. tracing: where traces go; the app closes it, too.
     guard: who may call; everybody without. audit: the record of administrators' acts.
     engine_socket: where HTTP workers find the default encoder's engine.
     """
     metrics = Metrics()
     guard = guard or Guard(None, origins=settings.cors_origins)
     encoders = Encoders([encoder, *further], settings, metrics)
+    canaries = Canaries(encoders, store)
+    migrator = Migrator(encoders, store.migrations) if isinstance(store, Migrating) else None
+    watchdogs = Watchdogs(
+        metrics, every_s=settings.canary_every_s, stuck_s=settings.engine_timeout_s
+    )
     state = State(
         settings=settings,
         encoders=encoders,
         store=cast(Store, TracedStore(store)) if tracing else store,
         detector=detector or LanguageDetector(),
         metrics=metrics,
-        canaries=Canaries(encoders, store),
-        migrator=Migrator(encoders, store.migrations) if isinstance(store, Migrating) else None,
+        canaries=canaries,
+        watchdogs=watchdogs,
+        reloader=Reloader(
+            settings,
+            encoders,
+            watchdogs,
+            canaries,
+            metrics,
+            load=None if engine_socket else load,
+            owned=partial(owned, store, migrator) if settings.collections else None,
+        ),
+        migrator=migrator,
         starting="starting",
     )
     meter = LanguageMeter(state.detector, metrics, every=settings.language_sample_every)
@@ -120,9 +139,10 @@ def create_app(
         lifespan=lambda _: _lifespan(state, tracing, engine_socket),
     )
     app.state.client_header = settings.client_header
-    app.state.embedder = state.encoders.default
+    app.state.encoders = state.encoders
     http_errors.install(app)
     refused = documented(*ACCESS_ERRORS)
+    app.include_router(models.router(state), responses=refused)  # before a model of such a name
     app.include_router(embeddings.router(state), responses=refused)
     if settings.collections:
         for routes in (collections, documents, search, snapshots, migrations):
@@ -148,7 +168,7 @@ def create_app(
             ),
             "/embed": shortcut(
                 TeiEmbedRequest,
-                partial(tei.answer, state.encoders.default),
+                partial(tei.answer, lambda: state.encoders.default),
                 client_header=settings.client_header,
             ),
         },
@@ -172,10 +192,11 @@ async def _lifespan(
             async with offer_engine(state.encoders.default, state.metrics, engine_socket):
                 yield
     finally:
-        for task in (starting, *state.tasks):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+        await state.reloader.stop()
+        await state.watchdogs.stop()
         if state.migrator is not None:
             await state.migrator.stop()
         await state.encoders.stop()
@@ -185,19 +206,11 @@ async def _lifespan(
 
 
 async def _set_watchdogs(state: State) -> None:
-    settings = state.settings
     for embedder in state.encoders:
-        watchdog = Watchdog(
-            embedder,
-            state.metrics,
-            every_s=settings.canary_every_s,
-            stuck_s=settings.engine_timeout_s,
-        )
-        state.watchdogs.append(watchdog)
-        if not settings.canary_every_s:
-            continue  # it is asked by `/health/ready` alone
-        await watchdog.look()
-        state.tasks.add(asyncio.create_task(watchdog.run(), name="watchdog"))
+        watchdog = state.watchdogs.of(embedder)
+        if state.settings.canary_every_s:  # else it is asked by `/health/ready` alone
+            await watchdog.look()
+        state.watchdogs.add(embedder, watchdog)
 
 
 async def _start(state: State) -> None:

@@ -66,7 +66,8 @@ class Canaries:
         """Make a collection of this encoder, or find it; see Store.create."""
         dim, fingerprint = embedder.encoder.manifest.dim, embedder.encoder.fingerprint
         if isinstance(self._store, KeepsCanaries):
-            now = await self.vectors(embedder)
+            with embedder.holders:
+                now = await self.vectors(embedder)
             return await asyncio.to_thread(self._store.create, name, dim, fingerprint, now)
         return await asyncio.to_thread(self._store.create, name, dim, fingerprint)
 
@@ -95,8 +96,10 @@ class Canaries:
 
     async def _why_off(self, name: str) -> str | None:
         info = await asyncio.to_thread(self._store.describe, name)
-        embedder = self._encoders.get(info.fingerprint)
-        worst = 1.0 if embedder is None else await self._worst(name, embedder)
+        worst, embedder = 1.0, self._encoders.get(info.fingerprint)
+        if embedder is not None:
+            with embedder.holders:
+                worst = await self._worst(name, embedder)
         if worst >= BOUND:
             return None
         return (
@@ -123,6 +126,12 @@ class Canaries:
             now = await embedder.embed([document.text], truncate=True, caller=INTERNAL_AT_ONCE)
             worst = min(worst, lowest_cosine(vector[None], now.vectors))
         return worst
+
+    def encoders_changed(self) -> None:
+        """Another encoder may be served than before: each collection is looked at when it is next
+        used, and of an encoder that has gone nothing is remembered."""
+        self._checked.clear()
+        self._vectors = {f: v for f, v in self._vectors.items() if self._encoders.get(f)}
 
     def off(self) -> dict[str, str]:
         """Collection -> why it is off."""

@@ -108,6 +108,13 @@ class Metrics:
             ["reason"],
             registry=r,
         )
+        self.reloads = Counter(
+            "mexma_model_reloads",
+            "Reloads of the model: reloaded, unchanged, refused; and returns to the one before: "
+            "rolled_back by an administrator, failed_trial by the watchdog",
+            ["outcome"],
+            registry=r,
+        )
         self.spared_items = Counter(
             "mexma_spared_items",
             "Texts whose vector was in the cache, or being computed for another request already",
@@ -174,7 +181,10 @@ class Metrics:
         self.ready = Gauge("mexma_ready", "1 when /health/ready last said yes", registry=r)
         self.store_up = Gauge("mexma_store_up", "1 when the store answers", registry=r)
         self.encoder = Gauge(
-            "mexma_encoder_info", "The encoder that is served", ["name", "fingerprint"], registry=r
+            "mexma_encoder_info",
+            "The encoders that are served; those kept after a reload are not among them",
+            ["name", "fingerprint"],
+            registry=r,
         )
 
         # Looked up once: a request observes ten of these, and each look-up costs a microsecond.
@@ -262,3 +272,8 @@ class Metrics:
     def watch(self, queue: Queue) -> None:
         """Count what waits in `queue` when somebody asks, not at every change."""
         self._queues.append(queue)
+
+    def unwatch(self, queue: Queue) -> None:
+        """It takes nothing any more."""
+        if queue in self._queues:
+            self._queues.remove(queue)

@@ -217,6 +217,10 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "mexma"
+    role: Literal["default", "further", "kept"] = Field(
+        description="default: answers whoever names no other. further: one of MEXMA_FURTHER_MODELS. "
+        "kept: it was the default before a reload, and is meant by its fingerprint only."
+    )
     fingerprint: str
     dimensions: int
     max_tokens: int
@@ -246,3 +250,42 @@ class Ready(BaseModel):
     status: Literal["ready", "not_ready"]
     reason: str | None = None
     detail: str | None = None
+
+
+class ReloadRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{}]})
+
+    model: str | None = Field(
+        None,
+        min_length=1,
+        max_length=512,
+        description="An artifact's path below MEXMA_MODELS_DIR; without it MEXMA_MODEL is read again.",
+    )
+
+
+class ReloadOutcome(BaseModel):
+    """outcome: reloaded, unchanged (that very model serves already), rolled_back, failed_trial, or
+    refused."""
+
+    outcome: Literal["reloaded", "unchanged", "rolled_back", "failed_trial", "refused"]
+    fingerprint: str = Field(description="Of the model that serves.")
+    previous: str | None = Field(
+        description="Fingerprint of the model that a rollback would return to."
+    )
+    reason: str | None = Field(None, description="Why a model was refused, or did not stay.")
+    collections: list[str] = Field(
+        [],
+        description="Whose encoder is the model before: that stays loaded until they are moved or "
+        "dropped.",
+    )
+
+
+class ReloadStatus(BaseModel):
+    """What became of the last reload, and what is being done."""
+
+    state: Literal["idle", "loading", "proving", "trial"]
+    fingerprint: str = Field(description="Of the model that serves.")
+    previous: str | None = Field(
+        description="Fingerprint of the model that a rollback would return to."
+    )
+    last: ReloadOutcome | None = None

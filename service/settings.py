@@ -49,6 +49,34 @@ class Settings(BaseSettings):
         "collections that are theirs, and to move a collection from one to the other "
         "(docs/migration.md). Each takes its memory, and all share the compute threads' cores.",
     )
+    models_dir: Path | None = Field(
+        None,
+        description="Directory below which `POST /v1/models/reload` may name an artifact to serve "
+        "instead. Unset: it can only load MEXMA_MODEL's directory again, with what lies there by "
+        "then. What a reload chose is not remembered: the next start serves MEXMA_MODEL.",
+    )
+    reload_keep_s: float = Field(
+        600.0,
+        ge=0,
+        description="Seconds that the model before a reload stays loaded, for `POST "
+        "/v1/models/rollback`. It stays longer while collections are its own. Longer leaves more time "
+        "to notice, and takes the memory of both models meanwhile.",
+    )
+    reload_trial_s: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds after a reload in which a test sentence is sent every second; if it "
+        "fails, is late (5 s) or has another vector than at first, the model before answers again by "
+        "itself. 0 trusts what was proved before.",
+    )
+    reload_max_loss: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="How much smaller the share of 820 sentences that find their translation may be "
+        "than by the model that serves; a reload that loses more is refused. Below 0.02 chance alone "
+        "refuses some; 1 takes any model, such as one for fewer languages.",
+    )
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
         description="Where the model runs. With cuda, a machine on which CUDA does not start is "

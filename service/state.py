@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from service.canaries import Canaries
 from service.engine.encoders import Encoders
-from service.engine.watchdog import Watchdog
+from service.engine.watchdog import Watchdogs
 from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.migrator import Migrator
+from service.reloader import Reloader
 from service.settings import Settings
 from service.store.protocol import Store
 
@@ -27,7 +27,7 @@ class State:
     detector: LanguageDetector
     metrics: Metrics
     canaries: Canaries
+    watchdogs: Watchdogs
+    reloader: Reloader
     migrator: Migrator | None = None
     starting: str | None = None
-    watchdogs: list[Watchdog] = field(default_factory=list)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)

@@ -22,6 +22,7 @@ from service import tracing
 from service.caller import INTERNAL, Caller, is_ours
 from service.engine.batcher import Batcher, Job
 from service.engine.cache import VectorCache
+from service.engine.holders import Holders
 from service.engine.lanes import Lane
 from service.language_meter import LanguageMeter
 from service.metrics import Metrics
@@ -68,6 +69,7 @@ class Embedder:
     ):
         """submit: takes the batcher's place where the engine is in another process."""
         self.encoder = encoder
+        self.holders = Holders()  # who may still submit something, or waits for it
         self._submit = submit
         self.settings = settings
         self.metrics = metrics
@@ -87,6 +89,7 @@ class Embedder:
 
     async def stop(self) -> None:
         await self.batcher.stop()
+        self.metrics.unwatch(self.batcher)
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
 
     async def embed(
@@ -107,13 +110,14 @@ class Embedder:
         """
         wanted = self.settings.auto_truncate if truncate is None else truncate
         tokenizer = self.encoder.tokenizer
-        embedded = await self._embed(
-            texts,
-            lambda batch: tokenizer.encode(batch, truncate=wanted, side=side),
-            inline=sum(map(len, texts)) <= INLINE_CHARACTERS,
-            partial=partial,
-            caller=caller,
-        )
+        with self.holders:
+            embedded = await self._embed(
+                texts,
+                lambda batch: tokenizer.encode(batch, truncate=wanted, side=side),
+                inline=sum(map(len, texts)) <= INLINE_CHARACTERS,
+                partial=partial,
+                caller=caller,
+            )
         if self.language_meter is not None and not is_ours(caller):
             self.language_meter.observe(texts, embedded.tokens)
         return embedded
@@ -129,13 +133,14 @@ class Embedder:
         """Embed sequences of this encoder's token ids; otherwise as `embed`."""
         wanted = self.settings.auto_truncate if truncate is None else truncate
         tokenizer = self.encoder.tokenizer
-        return await self._embed(
-            items,
-            lambda batch: tokenizer.from_ids(batch, truncate=wanted),
-            inline=False,
-            partial=partial,
-            caller=caller,
-        )
+        with self.holders:
+            return await self._embed(
+                items,
+                lambda batch: tokenizer.from_ids(batch, truncate=wanted),
+                inline=False,
+                partial=partial,
+                caller=caller,
+            )
 
     def _lane(self, sequences: Sequence[NDArray[np.int64]]) -> Lane:
         """Of a request that does not say."""

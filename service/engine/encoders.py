@@ -2,6 +2,8 @@
 
 A collection is answered by the encoder whose fingerprint it carries. A request for vectors names a
 model, and a name that is none of ours means the default: OpenAI's clients send names of their own.
+After a reload the default is another one, from one request to the next; the one before is kept for a
+while, for collections and for the way back, and is meant by its fingerprint only.
 
 Refuses to know: HTTP, how a collection comes from one encoder to another (migrator.py).
 """
@@ -9,6 +11,7 @@ Refuses to know: HTTP, how a collection comes from one encoder to another (migra
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from mexma.encoder import Encoder
 from mexma.errors import ArtifactError, ModelNotFound
@@ -18,6 +21,8 @@ from service.settings import Settings
 from service.store.admission import check_fingerprint
 from service.store.protocol import CollectionInfo
 
+Role = Literal["default", "further", "kept"]
+
 
 class Encoders:
     """The default, and further ones, each behind an embedder of its own.
@@ -26,6 +31,7 @@ class Encoders:
     """
 
     def __init__(self, encoders: Sequence[Encoder], settings: Settings, metrics: Metrics):
+        self._settings, self._metrics = settings, metrics
         self._embedders: dict[str, Embedder] = {}
         for encoder in encoders:
             name, fingerprint = encoder.manifest.name, encoder.fingerprint
@@ -37,10 +43,12 @@ class Encoders:
             self._embedders[fingerprint] = Embedder(encoder, settings, metrics)
             metrics.encoder.labels(name, fingerprint).set(1)
         self.default = next(iter(self._embedders.values()))
+        self._further = {encoder.fingerprint for encoder in encoders[1:]}
 
     def __iter__(self) -> Iterator[Embedder]:
-        """The default first."""
-        return iter(self._embedders.values())
+        """The default first, those that are kept last; as of now, whatever happens meanwhile."""
+        others = [e for e in self._embedders.values() if e is not self.default]
+        return iter([self.default, *sorted(others, key=lambda e: self.role(e) == "kept")])
 
     def __len__(self) -> int:
         return len(self._embedders)
@@ -52,7 +60,7 @@ class Encoders:
         """The one of this fingerprint or, the default first, of this name."""
         if model is None:
             return None
-        by_name = (e for e in self if e.encoder.manifest.name == model)
+        by_name = (e for e in self if e.encoder.manifest.name == model and self.role(e) != "kept")
         return self._embedders.get(model) or next(by_name, None)
 
     def for_request(self, model: str | None) -> Embedder:
@@ -75,6 +83,36 @@ class Encoders:
             check_fingerprint(info.name, info.fingerprint, self.default.encoder.fingerprint)
             raise AssertionError("the default is among the embedders")
         return found
+
+    def role(self, embedder: Embedder) -> Role:
+        """Of one that is here. kept: it was the default before a reload."""
+        if embedder is self.default:
+            return "default"
+        return "further" if embedder.encoder.fingerprint in self._further else "kept"
+
+    def embedder(self, encoder: Encoder) -> Embedder:
+        """One that is to be proved, and takes batches; nobody is answered by it."""
+        made = Embedder(encoder, self._settings, self._metrics)
+        made.language_meter = self.default.language_meter
+        made.batcher.start()
+        return made
+
+    def make_default(self, embedder: Embedder) -> None:
+        """From the next request on it is `embedder` that answers; who has begun ends as begun."""
+        before, self.default = self.default, embedder
+        self._embedders[embedder.encoder.fingerprint] = embedder
+        for one in (before, embedder):
+            labels = (one.encoder.manifest.name, one.encoder.fingerprint)
+            if self.role(one) == "kept":
+                self._metrics.encoder.remove(*labels)
+            else:
+                self._metrics.encoder.labels(*labels).set(1)
+
+    def remove(self, embedder: Embedder) -> None:
+        """No request is answered by this one, which is kept, any more."""
+        if self.role(embedder) != "kept":
+            raise ValueError("only one that is kept is given up")
+        self._embedders.pop(embedder.encoder.fingerprint, None)
 
     def start(self) -> None:
         """Begin taking batches, on the running event loop."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +59,7 @@ class Watchdog:
         self._stuck_s = stuck_s
         self._canary = embedder.encoder.tokenizer.encode([SENTENCE])[0].ids
         self._expected: Vectors | None = None
+        self._looking = asyncio.Lock()  # two at once would start one engine anew twice
         self.problem: Problem | None = None
 
     async def run(self) -> None:
@@ -68,6 +70,10 @@ class Watchdog:
 
     async def look(self) -> None:
         """Once: find out what is wrong, and start anew what hangs or errs."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
         found = await self._examine()
         if found is not None and found != self.problem:
             log.warning("%s: %s", found.reason, found.detail)
@@ -141,3 +147,42 @@ class Watchdog:
             except MexmaError as error:
                 log.error("the model cannot be loaded again, the old session goes on: %s", error)
         self._embedder.batcher.restart()
+
+
+class Watchdogs:
+    """One for each engine that is served.
+
+    every_s: between two looks; 0 sends no test sentences but those that `/health/ready` asks for.
+    """
+
+    def __init__(self, metrics: Metrics, *, every_s: float, stuck_s: float):
+        self._metrics, self._every_s, self._stuck_s = metrics, every_s, stuck_s
+        self._tasks: dict[Watchdog, asyncio.Task[None] | None] = {}
+        self._of: dict[Embedder, Watchdog] = {}
+
+    def of(self, embedder: Embedder) -> Watchdog:
+        """The one that watches `embedder`, or one that will once it is handed to `add`."""
+        return self._of.get(embedder) or Watchdog(
+            embedder, self._metrics, every_s=self._every_s, stuck_s=self._stuck_s
+        )
+
+    def add(self, embedder: Embedder, watchdog: Watchdog) -> None:
+        """From now on it is asked by `/health/ready`, and looks by itself."""
+        if embedder not in self._of:
+            self._of[embedder] = watchdog
+            running = (
+                asyncio.create_task(watchdog.run(), name="watchdog") if self._every_s else None
+            )
+            self._tasks[watchdog] = running
+
+    async def remove(self, embedder: Embedder) -> None:
+        watchdog = self._of.pop(embedder, None)
+        running = self._tasks.pop(watchdog, None) if watchdog is not None else None
+        if running is not None:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+
+    async def stop(self) -> None:
+        for embedder in [*self._of]:
+            await self.remove(embedder)

@@ -92,7 +92,9 @@ async def with_encoder(
     while True:
         await state.canaries.see_to_on(name)
         try:
-            return await use(info, state.encoders.of(info))
+            embedder = state.encoders.of(info)
+            with embedder.holders:
+                return await use(info, embedder)
         except FingerprintMismatch:
             before, info = info, await asyncio.to_thread(state.store.describe, name)
             if not again or info.fingerprint == before.fingerprint:

@@ -12,6 +12,7 @@ from mexma.encoder import Encoder
 from mexma.errors import ModelNotFound
 from service.caller import Caller, caller
 from service.engine.embedder import Embedded, Embedder
+from service.engine.encoders import Role
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
@@ -54,8 +55,9 @@ def router(state: State) -> APIRouter:
 
     @routes.get("/v1/models", response_model=ModelList)
     async def list_models() -> ModelList:
-        """The models that are served, each with its card; the default first."""
-        return ModelList(data=[_card(embedder.encoder) for embedder in state.encoders])
+        """The models that are served, each with its card: the default first, and last those that are
+        kept after a reload."""
+        return ModelList(data=[_card(e.encoder, state.encoders.role(e)) for e in state.encoders])
 
     @routes.get("/v1/models/{model:path}", response_model=ModelCard, responses=documented(404, 422))
     async def retrieve_model(model: str) -> ModelCard:
@@ -63,7 +65,7 @@ def router(state: State) -> APIRouter:
         found = state.encoders.named(model)
         if found is None:
             raise ModelNotFound(f"model {model[:80]!r} is not served; GET /v1/models lists what is")
-        return _card(found.encoder)
+        return _card(found.encoder, state.encoders.role(found))
 
     return routes
 
@@ -88,10 +90,11 @@ async def answer(
     )
 
 
-def _card(encoder: Encoder) -> ModelCard:
+def _card(encoder: Encoder, role: Role) -> ModelCard:
     manifest = encoder.manifest
     return ModelCard(
         id=manifest.name,
+        role=role,
         fingerprint=manifest.fingerprint,
         dimensions=manifest.dim,
         max_tokens=manifest.max_tokens,

@@ -119,8 +119,11 @@ async def _why_not(state: State) -> tuple[str | None, str | None]:
         return state.starting, STARTING.get(state.starting, "the service is starting")
     if off := state.canaries.off():
         return "canary_mismatch", "; ".join(off.values())
-    for watchdog in state.watchdogs:
+    for embedder in state.encoders:
+        if state.encoders.role(embedder) == "kept":
+            continue  # it may have been exchanged because it is broken
+        watchdog = state.watchdogs.of(embedder)
         if (problem := await watchdog.now()) is not None:
-            which = f"{watchdog.name}: " if len(state.watchdogs) > 1 else ""
+            which = f"{watchdog.name}: " if len(state.encoders) > 1 else ""
             return problem.reason, f"{which}{problem.detail}"
     return None, None

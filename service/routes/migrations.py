@@ -140,13 +140,15 @@ async def _changed_over(state: State, name: str, *, to_newer: bool) -> Migration
     kept = await asyncio.to_thread(migrations.canaries, name)
     # The way back to an encoder that is off stays open: it is asked for because of something worse.
     if to_newer and kept is not None:
-        found = lowest_cosine(kept, await state.canaries.vectors(embedder))
+        with embedder.holders:
+            found = lowest_cosine(kept, await state.canaries.vectors(embedder))
         if found < BOUND:
             raise CanaryMismatch(
                 f"encoder {info.other} is not what it was when the migration began: cosine "
                 f"{found:.4f}, at least {BOUND} is expected; give it up and begin again"
             )
     change = migrations.cut_over if to_newer else migrations.roll_back
-    info = await asyncio.to_thread(change, name, migrator.embed_at_once(embedder))
+    with embedder.holders:
+        info = await asyncio.to_thread(change, name, migrator.embed_at_once(embedder))
     await state.canaries.check(name)
     return _about(info, migrator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -35,7 +36,10 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "compact": "floa
 def router(state: State) -> APIRouter:
     """The routes, bound to one app's state."""
     routes = APIRouter(route_class=JsonRoute, tags=["text-embeddings-inference"])
-    embedder, settings = state.encoders.default, state.settings
+    settings = state.settings
+
+    def default() -> Embedder:
+        return state.encoders.default
 
     @routes.post(
         "/embed",
@@ -53,11 +57,12 @@ def router(state: State) -> APIRouter:
         body: TeiEmbedRequest, request: Request, asks: Annotated[Caller, Depends(caller)]
     ) -> Response:
         """Embed text or token ids."""
-        return await unless_gone(request, answer(embedder, body, asks, wants_npy(request)))
+        return await unless_gone(request, answer(default, body, asks, wants_npy(request)))
 
     @routes.get("/info", response_model=TeiInfo)
     async def info() -> TeiInfo:
         """What is served, and its limits."""
+        embedder = default()
         encoder = embedder.encoder
         manifest = encoder.manifest
         return TeiInfo(
@@ -78,8 +83,12 @@ def router(state: State) -> APIRouter:
     return routes
 
 
-async def answer(embedder: Embedder, body: TeiEmbedRequest, asks: Caller, npy: bool) -> Response:
-    """The response to a sound request. Raises what `Embedder.embed` does."""
+async def answer(
+    default: Callable[[], Embedder], body: TeiEmbedRequest, asks: Caller, npy: bool
+) -> Response:
+    """The response to a sound request. default: whose vectors it gets. Raises what `Embedder.embed`
+    does."""
+    embedder = default()
     if not body.normalize:
         raise InputError(
             "normalize: only true is possible, this model's vectors are normalised in its graph"

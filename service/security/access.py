@@ -24,6 +24,7 @@ RULES: tuple[tuple[str, str, Role | None], ...] = (
     ("GET HEAD", r"/", None),  # the page and the documentation hold nothing of anybody's
     ("GET HEAD", r"/docs|/openapi\.json|/swagger/[^/]+", None),
     ("GET", r"/metrics", "metrics"),
+    ("GET", r"/v1/models/reload", "admin"),
     ("GET", r"/info|/v1/models(/.+)?", "read"),
     ("POST", r"/v1/embeddings|/embed", "read"),
     ("GET", rf"/v1/collections|{COLLECTION}(/.*)?", "read"),

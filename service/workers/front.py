@@ -114,7 +114,7 @@ class Front:
                 ),
                 "/embed": shortcut(
                     TeiEmbedRequest,
-                    partial(tei.answer, self._embedder),
+                    partial(tei.answer, lambda: self._embedder),
                     client_header=settings.client_header,
                 ),
             },

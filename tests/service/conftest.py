@@ -37,6 +37,7 @@ def make_client(tmp_path: Path, detector: LanguageDetector) -> Iterator[MakeClie
             *,
             further: Sequence[Encoder] = (),
             store: Store | None = None,
+            load: Callable[[Path], Encoder] | None = None,
             **settings: Any,
         ) -> TestClient:
             chosen = Settings(
@@ -49,6 +50,7 @@ def make_client(tmp_path: Path, detector: LanguageDetector) -> Iterator[MakeClie
                 store=store,
                 detector=detector,
                 further=further,
+                load=load,
             )
             client = stack.enter_context(TestClient(app))
             while client.get("/health/ready").json()["reason"] == "starting":

@@ -308,7 +308,7 @@ class Recorder:
 
     def __init__(self, client):
         self.asked = []
-        self.embedder = client.app.state.embedder
+        self.embedder = client.app.state.encoders.default
         self.submit, self.embedder.batcher.submit = self.embedder.batcher.submit, self
 
     async def __call__(self, sequences, *, lane, client, deadline):

@@ -22,6 +22,15 @@ def test_an_administrator_s_act_is_on_record_before_and_after(guarded):
     assert stat.S_IMODE(guarded.audit.stat().st_mode) == 0o600
 
 
+def test_a_reload_is_on_record(guarded):
+    for path in ("/v1/models/reload", "/v1/models/rollback"):
+        assert guarded.ask("POST", path, "write", json={}).status_code == 403
+        guarded.ask("POST", path, "admin", json={})
+    assert [(a["phase"], a["path"].rpartition("/")[2]) for a in guarded.acts()] == [
+        ("asked", "reload"), ("done", "reload"), ("asked", "rollback"), ("done", "rollback"),
+    ]  # fmt: skip
+
+
 def test_what_others_do_or_try_is_not_an_administrator_s_act(guarded):
     guarded.ask("GET", "/v1/models", "admin")
     guarded.ask("DELETE", "/v1/collections/c", "write")

@@ -98,6 +98,13 @@ def test_the_contract_is_the_same_with_workers(single, several, method, path, bo
     assert len(other.headers.get_list("x-request-id")) == 1
 
 
+def test_a_model_is_not_exchanged_under_workers_that_tokenise_for_it(several):
+    for verb in ("reload", "rollback"):
+        answer = httpx.post(f"{several.url}/v1/models/{verb}", json={})
+        assert answer.status_code == 501
+        assert "MEXMA_HTTP_WORKERS" in answer.json()["error"]["message"]
+
+
 def test_collections_and_metrics_are_one_whoever_is_asked(several):
     with httpx.Client(base_url=several.url, timeout=60) as client:
         client.put("/v1/collections/shared").raise_for_status()
