@@ -333,11 +333,12 @@ class Reloader:
         return before
 
     async def _try_out(self, watchdog: Watchdog) -> None:
+        watchdog.found = None
         end = time.monotonic() + self._settings.reload_trial_s
         while time.monotonic() < end:
             await asyncio.sleep(TRIAL_EVERY_S)
             await watchdog.look()
-            if (problem := watchdog.problem) is not None:
+            if (problem := watchdog.found) is not None:
                 failed = self._return_to_previous()
                 self._let_go(failed)
                 self._note("failed_trial", reason=f"{problem.reason}: {problem.detail}")

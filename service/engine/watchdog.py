@@ -61,6 +61,7 @@ class Watchdog:
         self._expected: Vectors | None = None
         self._looking = asyncio.Lock()  # two at once would start one engine anew twice
         self.problem: Problem | None = None
+        self.found: Problem | None = None  # last, mended or not; for a trial, which sets it back
 
     async def run(self) -> None:
         """Look, until cancelled."""
@@ -80,6 +81,7 @@ class Watchdog:
         elif found is None and self.problem is not None:
             log.info("the engine works again")
         self.problem = found
+        self.found = found or self.found
         if found is not None and found.reason in ("engine_stuck", "engine_wrong"):
             await self._restart(found.reason)
 
