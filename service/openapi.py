@@ -62,8 +62,12 @@ def complete(app: FastAPI, encoders: Encoders) -> None:
     """Have `app.openapi` say all of it. encoders: those that are served."""
     generate = app.openapi
 
+    described: list[str] = []
+
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
+        served = [embedder.encoder.fingerprint for embedder in encoders]
+        if app.openapi_schema is None or served != described:  # a reload changes the limits
+            app.openapi_schema, described[:] = None, served
             document = generate()
             document["components"]["securitySchemes"] = {"key": KEY}
             document["security"] = [{"key": []}, {}]

@@ -333,7 +333,7 @@ class Reloader:
         return before
 
     async def _try_out(self, watchdog: Watchdog) -> None:
-        watchdog.found = None
+        watchdog.forget()
         end = time.monotonic() + self._settings.reload_trial_s
         while time.monotonic() < end:
             await asyncio.sleep(TRIAL_EVERY_S)

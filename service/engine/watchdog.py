@@ -61,7 +61,7 @@ class Watchdog:
         self._expected: Vectors | None = None
         self._looking = asyncio.Lock()  # two at once would start one engine anew twice
         self.problem: Problem | None = None
-        self.found: Problem | None = None  # last, mended or not; for a trial, which sets it back
+        self.found: Problem | None = None  # last, mended or not, until it is forgotten
 
     async def run(self) -> None:
         """Look, until cancelled."""
@@ -84,6 +84,10 @@ class Watchdog:
         self.found = found or self.found
         if found is not None and found.reason in ("engine_stuck", "engine_wrong"):
             await self._restart(found.reason)
+
+    def forget(self) -> None:
+        """What was found until now does not count in a trial."""
+        self.found = None
 
     async def now(self) -> Problem | None:
         """What `/health/ready` says: what is known, or what asking shows after a failed batch."""

@@ -1,7 +1,8 @@
 """What the OpenAPI document cannot say, and schemathesis must not take for valid.
 
 A cursor is one that an earlier page gave. A vector has a direction. A text holds a token, which is for the
-tokenizer to say. A search asks for no more hits in all than the service is set for.
+tokenizer to say. A search asks for no more hits in all than the service is set for. A model that is
+reloaded is one that is there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
             body[name] = _mended(body[name])
     if body.get("cursor") is not None:
         body["cursor"] = None
+    if case.path == "/v1/models/reload":
+        body.pop("model", None)
     if body.get("per_language"):
         body["k"] = min(body.get("k", 10), 10)
     for vector in body.get("vectors") or ():

@@ -168,6 +168,17 @@ def test_the_new_model_answers_and_after_a_rollback_the_old_one(client, old, new
     assert 'mexma_model_reloads_total{outcome="rolled_back"} 1.0' in metrics
 
 
+def test_the_document_of_the_api_has_the_limits_of_the_model_that_answers(client, old, new):
+    def most() -> int:
+        schemas = client.get("/openapi.json").json()["components"]["schemas"]
+        return schemas["SearchRequest"]["properties"]["vectors"]["anyOf"][0]["items"]["maxItems"]
+
+    assert most() == 16
+    call(client, "reload", model="new")
+    assert most() == 24
+    assert client.get("/v1/models/new").json()["role"] == "default"
+
+
 def test_the_same_directory_is_read_again(client, models, old):
     assert call(client, "reload")["outcome"] == "unchanged"
     assert models.loaded == []
