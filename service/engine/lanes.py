@@ -251,7 +251,8 @@ class Lanes:
 def _fairly(flows: list[_Flow], caps: list[float]) -> list[Entry]:
     """At most LOOKAHEAD waiting entries, about as many of each flow.
 
-    caps: tokens that a flow may contribute; its oldest entry always is among them.
+    caps: tokens that a flow may contribute. The oldest entry of the first flow, whose turn it is,
+    always is among them; a long one of another waits for its turn.
     """
     share = max(1, LOOKAHEAD // len(flows))
     found: list[Entry] = []
@@ -259,7 +260,7 @@ def _fairly(flows: list[_Flow], caps: list[float]) -> list[Entry]:
         tokens = 0
         for entry in islice(flow.waiting, share):
             tokens += len(entry.ids)
-            if tokens > cap and tokens > len(entry.ids):
+            if tokens > cap and found:
                 break
             found.append(entry)
     return found

@@ -18,8 +18,10 @@ QUANTUM = 40
 class Waiting:
     """Lanes with what a test needs around them: every sequence is another one."""
 
-    def __init__(self, *, max_batch_tokens: int = 200, max_batch_items: int = 8):
-        self.lanes = Lanes(max_batch_tokens=max_batch_tokens, max_batch_items=max_batch_items)
+    def __init__(self, *, max_batch_tokens: int = 200, max_batch_items: int = 8, pads: bool = True):
+        self.lanes = Lanes(
+            max_batch_tokens=max_batch_tokens, max_batch_items=max_batch_items, pads=pads
+        )
         self.number = itertools.count()
 
     def add(
@@ -112,6 +114,16 @@ def test_a_light_client_waits_for_one_quantum_of_a_heavy_one_at_most():
         if step % 4 == 0:
             waiting.add("light", 10, now=step * 0.1)
             assert "light" in clients(waiting.take(step * 0.1))
+
+
+def test_a_long_sequence_of_a_heavy_client_waits_for_its_own_turn():
+    """Longer than a quantum by itself, it would make the light client's batch as long as it is."""
+    waiting = Waiting(pads=False)
+    waiting.add("heavy", *[2 * QUANTUM] * 50)
+    waiting.take(0)  # the heavy client has been served
+    waiting.add("light", 10)
+    assert clients(waiting.take(0.1)) == {"light"}
+    assert clients(waiting.take(0.2)) == {"heavy"}, "and it is not forgotten"
 
 
 def test_a_heavy_client_alone_fills_batches():
