@@ -165,8 +165,9 @@ class Migrator:
         for item, error in sorted(embedded.errors.items()):
             rid = rows[item].rid
             if not _is_the_texts_fault(error):
-                tries[rid] = tries.get(rid, 0) + 1
-                if tries[rid] < TRIES or not await _works(embedder):
+                # A try counts where the engine works after it; else it may have been the engine.
+                tries[rid] = tries.get(rid, 0) + 1 if await _works(embedder) else 0
+                if tries[rid] < TRIES:
                     kept = item  # rows go in by number: those behind it wait with it
                     break
             failed[item] = str(error)
