@@ -45,8 +45,10 @@ def metrics_page() -> str:
         "|---|---|---|---|",
     ]
     collectors = sorted(vars(Metrics()).values(), key=lambda c: getattr(c, "_name", ""))
+    seen = set()  # a metric may be held under several names, one for each value of its label
     for metric in collectors:
-        if hasattr(metric, "_name"):
+        if hasattr(metric, "_name") and metric._name not in seen:
+            seen.add(metric._name)
             name = metric._name + ("_total" if metric._type == "counter" else "")
             labels = ", ".join(f"`{label}`" for label in metric._labelnames)
             lines.append(f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |")

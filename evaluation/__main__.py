@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("subject", help="checkpoint directory, artifact directory or URL")
+    p.add_argument(
+        "subject", help="checkpoint directory, artifact directory or URL (its key in MEXMA_API_KEY)"
+    )
     p.add_argument("data", nargs="+", type=Path, help=".parquet or .tsv files")
     p.add_argument(
         "--metric", nargs="+", choices=METRICS, metavar="METRIC",
@@ -70,7 +72,7 @@ def _positive(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, or 1 after one sentence on stderr."""
+    """Run the command line. Returns the exit status: 0, 1 after one sentence on stderr, or 130."""
     a = parser().parse_args(arguments)
     try:
         data = read_pairs(a.data, languages=a.languages, limit=a.limit, seed=a.seed)
@@ -88,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MexmaError, OSError) as error:
         print(f"mexma-evaluate: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("mexma-evaluate: stopped", file=sys.stderr)
+        return 130
     return 0
 
 

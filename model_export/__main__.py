@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, or 1 after one sentence on stderr."""
+    """Run the command line. Returns the exit status: 0, 1 after one sentence on stderr, or 130."""
     a = parser().parse_args(arguments)
     say = functools.partial(print, file=sys.stderr, flush=True)
     try:
@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MexmaError as error:
         print(f"mexma-export: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"mexma-export: stopped; {a.out} is whole or as it was", file=sys.stderr)
+        return 130
     print(summary(exported))
     return 0
 

@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, or 1 after one sentence on stderr."""
+    """Run the command line. Returns the exit status: 0, 1 after one sentence on stderr, or 130."""
     a = parser().parse_intermixed_args(arguments)  # settings before and after --out
     try:
         resume = a.recipe == RESUME
@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MexmaError as error:
         print(f"mexma-train: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"mexma-train: stopped; `mexma-train resume --out {a.out}` goes on", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -71,7 +71,12 @@ class Encoders:
         """The one that is meant by a name or fingerprint. Raises ModelNotFound that lists them."""
         if found := self.named(model):
             return found
-        served = ", ".join(f"{e.encoder.manifest.name} ({e.encoder.fingerprint})" for e in self)
+        served = ", ".join(
+            f"{e.encoder.manifest.name} ({e.encoder.fingerprint})"
+            if self.role(e) != "kept"
+            else f"{e.encoder.fingerprint} (kept of {e.encoder.manifest.name}: by fingerprint only)"
+            for e in self
+        )
         raise ModelNotFound(
             f"model must be one that is served, which are {served}; got {model[:80]!r}"
         )

@@ -123,12 +123,14 @@ class Contract:
     def __init__(self):
         self.encoder = FakeEncoder()
         self.busy, self.requests, self.change_after = 0, [], None
+        self.given: set[str | None] = set()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         assert request.url.path == "/v1/embeddings"
         body = json.loads(request.content)
         assert body["encoding_format"] == "base64"
         self.requests.append(body["input"])
+        self.given.add(request.headers.get("authorization"))
         if self.busy:
             self.busy -= 1
             return httpx.Response(503, headers={"retry-after": "0"}, json={})
@@ -222,3 +224,10 @@ def test_an_artifact_is_evaluated_without_torch(tiny, tmp_path):
         "assert not {'torch', 'transformers', 'training', 'service'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def test_a_service_that_asks_for_a_key_gets_it(monkeypatch):
+    monkeypatch.setenv("MEXMA_API_KEY", "mexma_1_secret")
+    contract = Contract()
+    contract.subject()
+    assert contract.given == {"Bearer mexma_1_secret"}

@@ -1,0 +1,27 @@
+"""Ctrl-C in a command: one sentence that says how to go on, and the status of a stopped program."""
+
+from __future__ import annotations
+
+import pytest
+
+import evaluation.__main__ as evaluating
+import model_export.__main__ as exporting
+import training.__main__ as training
+
+
+@pytest.mark.parametrize(
+    ("module", "slow", "arguments", "said"),
+    [
+        (training, "train", ["tiny_cpu", "--out", "runs/x"], "mexma-train resume --out runs/x"),
+        (exporting, "load_checkpoint", ["a", "b"], "b is whole or as it was"),
+        (evaluating, "read_pairs", ["a", "pairs.tsv"], "stopped"),
+    ],
+)
+def test_ctrl_c_is_one_sentence(monkeypatch, capsys, module, slow, arguments, said):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, slow, interrupted)
+    assert module.main(arguments) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
