@@ -57,27 +57,42 @@ or addresses, untranslated ones and ones of very different length are left out.
 from __future__ import annotations
 
 import argparse
-import csv
-import functools
-import gettext
-import html
-import io
-import json
 import re
-import subprocess
-import tarfile
-import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
-from xml.etree import ElementTree
+from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-Rows = Iterator[tuple[str, str, str]]  # language as the source writes it, text, English text
+from benchmarks.corpus_packages import (
+    Rows,
+    catalogues,
+    json_folders,
+    json_trees,
+    properties,
+    stamps,
+    stories,
+)
+from benchmarks.corpus_sets import (
+    PUD,
+    answers,
+    columns,
+    commands,
+    english_of_pud,
+    events,
+    paragraphs,
+    parallel_lines,
+    parallel_treebanks,
+    post_edits,
+    questions,
+    sums,
+    tables,
+    translation_memories,
+    treebanks,
+    words,
+)
+from benchmarks.corpus_texts import declarations, phrases, verses
 
 MARKUP = re.compile(r"<[^<>]{1,80}>")
 BREAK = re.compile(r"</?(?:p|br|h\d|div|li)\b[^>]*>|\n\s*\n")
@@ -85,83 +100,10 @@ PLACEHOLDER = re.compile(
     r"\$[\w{]|%[\d$]*[sdiucx%1-9]|\{[\w:.,| ]*\}|\\|https?://|\[\w+\]|^\?\w[\w ]*:"
 )
 SENTENCE_END = re.compile(r"(?<=[.!?…։؟।])[\"”’»)]*\s+|(?<=[。！？])[\"”’»」』)]*\s*")
-ACUTE = "\N{COMBINING ACUTE ACCENT}"  # where the stress is, in Ukrainian verses
-CJK = "\u3000-\u30ff\u3400-\u9fff\uff00-\uffef"
 LETTER = re.compile(r"[^\W\d_]")
 MODIFIERS = {"latin": "Latn", "cyrillic": "Cyrl", "ijekavianlatin": "Latn", "ijekavian": ""}
 LONGEST_CHARACTERS = 400
-PUD = "UD_English-PUD.tar"
 WHOLE = ("bible", "pud")  # sentences already, or verses that each side divides in its own way
-PHRASES = {  # names of Refugee Phrasebook's columns without phonetics or several languages
-    "Albanian": "sq",
-    "Arabic": "ar",
-    "Arabic(Fusha)": "ar",
-    "Bangla / বাংলা": "bn",
-    "Bangla": "bn",
-    "Bulgarian": "bg",
-    "Czech": "cs",
-    "Dutch": "nl",
-    "Farsi": "fa",
-    "Farsi/Dari": "fa",
-    "Filipino": "fil",
-    "Finnish": "fi",
-    "French": "fr",
-    "German": "de",
-    "Greek alphabet": "el",
-    "Hindi": "hi",
-    "Hungarian": "hu",
-    "Icelandic": "is",
-    "Italian": "it",
-    "Korean": "ko",
-    "Kurdish (Kurmancî)": "ku",
-    "Kurdish (Kurmanji)": "ku",
-    "Kurdish (Sorani)": "ckb",
-    "Lithuanian": "lt",
-    "Macedonian": "mk",
-    "Pashto": "ps",
-    "Polish": "pl",
-    "Portuguese": "pt",
-    "Romanian": "ro",
-    "Serbian": "sr",
-    "Slovak": "sk",
-    "Slovenian": "sl",
-    "Somali": "so",
-    "Spanish": "es",
-    "Syrian/Arabic alphabet": "ar",
-    "Tigrinya": "ti",
-    "Turkish": "tr",
-    "Urdu": "ur",
-    "Vietnamese": "vi",
-}
-BIBLES = {  # of scrollmapper/bible_databases, the most modern that is free in each language
-    "Alb": "sq",
-    "BurJudson": "my",
-    "CebPinadayag": "ceb",
-    "ChiUns": "zh-Hans",
-    "CroSaric": "hr",
-    "DaOT1871NT1907": "da",
-    "Esperanto": "eo",
-    "FinPR": "fi",
-    "FreSynodale1921": "fr",
-    "GerMenge": "de",
-    "HunKar": "hu",
-    "JapKougo": "ja",
-    "KorRV": "ko",
-    "LvGluck8": "lv",
-    "Mal1910": "ml",
-    "Mg1865": "mg",
-    "NlCanisius1939": "nl",
-    "NorSMB": "nn",
-    "Norsk": "nb",
-    "PorBLivre": "pt",
-    "RusSynodal": "ru",
-    "SpaRV": "es",
-    "SrKDEkavski": "sr",
-    "Swe1917": "sv",
-    "TagAngBiblia": "tl",
-    "UkrOgienko": "uk",
-    "Viet": "vi",
-}
 
 
 def main() -> None:
@@ -231,11 +173,6 @@ def write(out: Path, origin: str, found: Rows, wanted: set[str], judged: set[str
     print(f"{origin}: {len(rows)} pairs in {len(set(languages))} languages")
 
 
-def words(text: str) -> str:
-    """The text without case and marks."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
-
-
 def cleaned(rows: Rows, *, whole: bool) -> Rows:
     """Pairs of paragraphs or sentences, or the whole texts, of those that can be learnt from."""
     for code, text, english in rows:
@@ -279,434 +216,6 @@ def usable(text: str, english: str) -> bool:
     if max(len(text), len(english)) > LONGEST_CHARACTERS:
         return False
     return 0.25 < (len(text.encode()) + 8) / (len(english.encode()) + 8) < 5
-
-
-def members(package: Path, pattern: str) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Files of a .deb or .tgz whose path matches `pattern`."""
-    content = package.read_bytes()
-    if package.suffix == ".deb":
-        content = subprocess.run(
-            ["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True
-        ).stdout
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        for member in archive:
-            if member.isfile() and PurePosixPath(member.name).match(pattern):
-                file = archive.extractfile(member)
-                assert file is not None
-                yield PurePosixPath(member.name), file.read()
-
-
-def catalogues(package: Path) -> Rows:
-    """Compiled gettext catalogues: `LANGUAGE/LC_MESSAGES/DOMAIN.mo`."""
-    for path, content in members(package, "LC_MESSAGES/*.mo"):
-        if path.name in ("freeciv-nations.mo", "iso_639-3.mo", "iso_3166-2.mo"):
-            continue  # thousands of names of rulers, dialects and districts
-        try:
-            found: dict[Any, str] = gettext.GNUTranslations(io.BytesIO(content))._catalog  # type: ignore[attr-defined]
-        except ValueError:
-            continue  # a template's header, without a plural rule
-        for source, translation in found.items():
-            if isinstance(source, str) and source:  # plurals are keyed by (text, number)
-                english = source.rpartition("\x04")[2]
-                yield path.parts[-3], without_context(translation), without_context(english)
-
-
-def without_context(text: str) -> str:
-    """Wesnoth writes what a word is about before it, up to a `^`."""
-    return re.sub(r"^[a-z_ ]+\^", "", text)
-
-
-def stamps(package: Path) -> Rows:
-    """Tux Paint: the English phrase, then `LANGUAGE.utf8=phrase`, a line each."""
-    for _, content in members(package, "*.txt"):
-        english, *others = content.decode("utf-8", "replace").splitlines() or [""]
-        for line in others:
-            if found := re.match(r"([\w@]+)\.utf8=(.*)", line):
-                yield found[1], found[2], english
-
-
-def json_folders(package: Path) -> Rows:
-    """Scratch and MediaWiki: folders of `LANGUAGE.json`, each key to text."""
-    folders: dict[PurePosixPath, dict[str, dict[str, Any]]] = {}
-    for path, content in members(package, "*/*.json"):
-        if {"www", "editor", "i18n"} & set(path.parts):
-            folders.setdefault(path.parent, {})[path.stem] = json.loads(content)
-    for languages in folders.values():
-        english = {k: message(v) for k, v in languages.pop("en", {}).items()}
-        for language, texts in languages.items():
-            for key, value in texts.items():
-                if (text := message(value)) and (source := english.get(key)):
-                    yield language, text, source
-
-
-def stories(archives: Sequence[Path], *, judging: bool) -> Rows:
-    """Pages of `LANGUAGE/NUMBER_TITLE.md`, which `##` divides; the last one says the licence.
-
-    global-asp translates asp-source and shares its numbers. judging: those whose number a
-    fourth divides, in all their languages, or the others.
-    """
-    pages: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for archive in archives:
-        shelf = "pb" if archive.stem == "pb-source" else "asp"
-        for path, content in members(archive, "*/*.md"):
-            number = path.name.partition("_")[0]
-            if not number.isdecimal() or (int(number) % 4 == 0) != judging:
-                continue
-            text = re.split(r"^##\s*$", content.decode(), flags=re.M)
-            if "[CC-BY]" in text[-1]:
-                pages.setdefault((shelf, number), {})[path.parts[-2]] = text[:-1]
-    for languages in pages.values():
-        english = languages.pop("en", [])
-        for language, texts in languages.items():
-            if len(texts) == len(english):
-                for text, source in zip(texts, english, strict=True):
-                    yield language, text.strip("# \n"), source.strip("# \n")
-
-
-def message(value: Any) -> str:
-    if isinstance(value, dict):
-        value = value.get("message") or value.get("string")
-    return value if isinstance(value, str) else ""
-
-
-def parallel_lines(package: Path) -> Rows:
-    """NTREX: `newstest2019-ref.CODE.txt`, a sentence a line, as in `newstest2019-src.eng.txt`."""
-    texts = {
-        path.name.split(".")[1]: content.decode().splitlines()
-        for path, content in members(package, "NTREX-128/*.txt")
-    }
-    english = texts.pop("eng")
-    short = two_letters(package.parent)
-    for code, lines in texts.items():
-        language, *rest = code.split("-")
-        if len(lines) != len(english):
-            raise SystemExit(f"{package}: {code} has {len(lines)} lines, English {len(english)}")
-        for line, source in zip(lines, english, strict=True):
-            yield "-".join([short.get(language, language), *rest]), line.strip(), source.strip()
-
-
-def two_letters(packages: Path) -> dict[str, str]:
-    """ISO 639-3 to 639-1, from the package iso-codes; an individual language for its group."""
-    (package,) = packages.glob("iso-codes_*.deb")
-    ((_, content),) = members(package, "json/iso_639-3.json")
-    found = {x["alpha_3"]: x["alpha_2"] for x in json.loads(content)["639-3"] if "alpha_2" in x}
-    return found | {"arb": "ar"}
-
-
-def translation_memories(package: Path) -> Rows:
-    """TICO-19: `all.en-LANGUAGE.tmx.zip`."""
-    for path, content in members(package, "data/TM/all.en-*.tmx.zip"):
-        language = path.name.removeprefix("all.en-").removesuffix(".tmx.zip")
-        if language.endswith(".old"):
-            continue
-        language = {"kr": "ko", "es-LA": "es-419"}.get(language, language)
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            (name,) = (n for n in archive.namelist() if n.endswith(".tmx") and "__" not in n)
-            units = ElementTree.fromstring(archive.read(name)).iter("tu")
-            for unit in units:
-                source, text = ("".join(s.itertext()).strip() for s in unit.iter("seg"))
-                yield language, text, source
-
-
-def properties(package: Path) -> Rows:
-    """Shattered Pixel Dungeon: `NAME.properties` in English, `NAME_LANGUAGE.properties`."""
-    files: dict[str, dict[str, dict[str, str]]] = {}
-    for path, content in members(package, "assets/messages/*/*.properties"):
-        name, _, language = path.stem.partition("_")
-        lines = (re.sub(r"[_*]+|%+s", "", x).partition("=") for x in content.decode().splitlines())
-        files.setdefault(name, {})[language] = {
-            key: text.replace("\\n", "\n") for key, _, text in lines if text
-        }
-    for languages in files.values():
-        english = languages.pop("")
-        for language, texts in languages.items():
-            code = {"in": "id", "zh-hant": "zh-Hant"}.get(language, language)
-            for key, text in texts.items():
-                if key in english:
-                    yield code, text, english[key]
-
-
-def json_trees(package: Path) -> Rows:
-    """OpenStreetMap's tagging schema: a tree of texts for each language."""
-    languages: dict[str, dict[tuple[str, ...], str]] = {}
-    for path, content in members(package, "translations/*.json"):
-        if path.stem in (found := json.loads(content)):  # not the index, nor minified copies
-            languages[path.stem] = dict(leaves(found[path.stem]))
-    english = languages["en"]
-    for language, texts in languages.items():
-        for key, text in texts.items():
-            if key in english:
-                yield language, text, english[key]
-
-
-def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, str]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, (*path, key))
-        elif isinstance(value, str) and key != "terms":
-            yield (*path, key), value
-
-
-def questions(package: Path) -> Rows:
-    """MKQA: archives of `mkqa-LANGUAGE.jsonl`, with `NUMBER_LANGUAGE` as each one's id."""
-    for _, content in members(package, "data/eval/mkqa_*.zip"):
-        texts: dict[str, dict[str, str]] = {}
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for name in archive.namelist():
-                language = PurePosixPath(name).stem.removeprefix("mkqa-")
-                for line in archive.read(name).splitlines():
-                    row = json.loads(line)
-                    texts.setdefault(language, {})[row["id"].partition("_")[0]] = row["question"]
-        yield from against_english(texts)
-
-
-def against_english(texts: dict[str, dict[Any, str]]) -> Rows:
-    """Of a text for each key in each language, those whose key is in English too."""
-    english = texts.pop("en")
-    for language, found in texts.items():
-        for key, text in found.items():
-            if key in english:
-                yield language, text, english[key]
-
-
-def paragraphs(package: Path) -> Rows:
-    """XQuAD: `xquad.LANGUAGE.json`, the same articles in the same order."""
-    texts: dict[str, dict[Any, str]] = {}
-    for path, content in members(package, "xquad.*.json"):
-        language = texts.setdefault(path.stem.removeprefix("xquad."), {})
-        for i, article in enumerate(json.loads(content)["data"]):
-            for j, paragraph in enumerate(article["paragraphs"]):
-                language[i, j] = paragraph["context"]
-                language.update((q["id"], q["question"]) for q in paragraph["qas"])
-    yield from against_english(texts)
-
-
-def columns(package: Path) -> Rows:
-    """NusaX: tables with a column for each language, under its English name."""
-    codes = {
-        "acehnese": "ace",
-        "balinese": "ban",
-        "banjarese": "bjn",
-        "buginese": "bug",
-        "indonesian": "id",
-        "javanese": "jv",
-        "madurese": "mad",
-        "minangkabau": "min",
-        "ngaju": "nij",
-        "sundanese": "su",
-        "toba_batak": "bbc",
-    }
-    for _, content in members(package, "datasets/mt/*.csv"):
-        for row in csv.DictReader(io.StringIO(content.decode())):
-            for name, code in codes.items():
-                yield code, row[name], row["english"]
-
-
-def commands(package: Path) -> Rows:
-    """xSID: `LANGUAGE.test.conll` and `.valid.conll`, `# text` after `# text-en` in each."""
-    for split in ("test", "valid"):
-        for path, content in members(package, f"data/xSID-0.7/*.{split}.conll"):
-            language = path.name.partition(".")[0].replace("sr", "sr-Latn")
-            if not language.startswith("de-"):  # dialects
-                for found in comments(content):
-                    if "text-en" in found:
-                        yield language, *map(detokenized, (found["text"], found["text-en"]))
-
-
-def comments(content: bytes) -> Iterator[dict[str, str]]:
-    """What CoNLL-U's lines `# KEY = VALUE` say of each sentence."""
-    for block in re.split(r"\n\s*\n", content.decode()):
-        yield dict(re.findall(r"^# ?([\w-]+) ?= ?(.*)$", block, flags=re.M))
-
-
-def detokenized(text: str) -> str:
-    """Words and marks joined again, as the language writes them."""
-    text = re.sub(rf"(?<=[{CJK}])\s+|\s+(?=[{CJK}])", "", text.strip())
-    text = re.sub(r"\s+(?=[,.;:!?%)\]}।…]|n't\b|'(?:s|t|re|ve|ll|d|m)\b)", "", text)
-    text = re.sub(r"(?<=[(\[{])\s+", "", text)
-    text = re.sub(r"(\w) @?-@? (\w)", r"\1-\2", text)
-    return re.sub(r"(?<!\S)([\"'”„“‘’]) (.*?) ([\"'”“’])(?!\w)", r"\1\2\3", text)
-
-
-def post_edits(package: Path) -> Rows:
-    """MLQE-PE: archives with a sentence a line, in `.src` as written, in `.pe` as corrected.
-
-    Estonian has two translations too that are nobody's corrections.
-    """
-    for path, content in members(package, "data/post-editing/*/*.tar.gz"):
-        source, target, _ = path.name.split("-")
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            sides = {
-                PurePosixPath(m.name).suffix: file.read().decode().splitlines()
-                for m in archive
-                if m.name.endswith((".src", ".pe")) and (file := archive.extractfile(m))
-            }
-        for left, right in zip(sides[".src"], sides[".pe"], strict=True):
-            pair = detokenized(left), detokenized(right)
-            yield (target, *pair[::-1]) if source == "en" else (source, *pair)
-    ((_, content),) = members(package, "data/multi-reference/data.tar.gz")
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        texts = {
-            PurePosixPath(m.name).name: file.read().decode().splitlines()
-            for m in archive
-            if m.isfile() and (file := archive.extractfile(m))
-        }
-    for reference in ("ref-1.en", "ref-2.en"):
-        for text, english in zip(texts["src.et"], texts[reference], strict=True):
-            yield "et", detokenized(text), detokenized(english)
-
-
-def sums(package: Path) -> Rows:
-    """MGSM: `mgsm_LANGUAGE.tsv`, a sum and its answer a line, in the same order."""
-    texts = {
-        path.stem.removeprefix("mgsm_"): dict(
-            enumerate(line.partition("\t")[0] for line in content.decode().splitlines())
-        )
-        for path, content in members(package, "mgsm/*.tsv")
-    }
-    yield from against_english(texts)
-
-
-def tables(package: Path) -> Rows:
-    """TaTA: of a table in each language, the title and the sentences that describe it."""
-    texts: dict[str, dict[Any, str]] = {}
-    for _, content in members(package, "tata/*.json"):
-        for table in json.loads(content):
-            document, language, number = table["example_id"].rsplit("-", 2)
-            key = document, number, len(table["table_text"])  # without a sentence of one side
-            for i, text in enumerate([table["title"], *table["table_text"]]):
-                texts.setdefault(language, {})[*key, i] = text
-    yield from against_english(texts)
-
-
-def events(package: Path) -> Rows:
-    """XCOPA, of whose English only COPA's validation part is in a clone, dialect-copa's."""
-    ((_, content),) = members(package.parent / "dialect-copa.tar", "copa-en/val.jsonl")
-    texts = {"en": dict(choices(content))}
-    for path, content in members(package, "data/*/val.*.jsonl"):
-        texts[path.parent.name] = dict(choices(content))
-    yield from against_english(texts)
-
-
-def choices(content: bytes) -> Iterator[tuple[tuple[int, str], str]]:
-    for row in map(json.loads, content.splitlines()):
-        for field in ("premise", "choice1", "choice2"):
-            yield (row["idx"], field), row[field]
-
-
-def answers(package: Path) -> Rows:
-    """TruthfulQA: `LANGUAGE/validation.json`, questions with as many answers in each."""
-    texts: dict[str, dict[Any, str]] = {}
-    for path, content in members(package, "data/*/validation.json"):
-        for row in json.loads(content):
-            language = texts.setdefault(path.parent.name, {})
-            language[row["id"]] = row["question"]
-            for targets in ("mc1_targets", "mc2_targets"):
-                found = row[targets]["choices"]
-                language.update(
-                    ((row["id"], targets, len(found), i), x) for i, x in enumerate(found)
-                )
-    yield from against_english(texts)
-
-
-def treebanks(package: Path) -> Rows:
-    """Universal Dependencies: `LANGUAGE_NAME-ud-PART.conllu`, with `# text_en`."""
-    for path, content in members(package, "*-ud-*.conllu"):
-        for found in comments(content):
-            if "text_en" in found:
-                yield path.name.partition("_")[0], found["text"], found["text_en"]
-
-
-def parallel_treebanks(package: Path) -> Rows:
-    """PUD: one in each language, with the same ids."""
-    ((path, content),) = members(package, "*_pud-ud-test.conllu")
-    language = path.name.partition("_")[0].replace("zh", "zh-Hant")
-    if language != "en":
-        texts: dict[str, dict[Any, str]] = {"en": english_of_pud(package.parent / PUD)}
-        texts[language] = {x["sent_id"]: x["text"] for x in comments(content) if x}
-        yield from against_english(texts)
-
-
-def english_of_pud(package: Path) -> dict[Any, str]:
-    ((_, content),) = members(package, "en_pud-ud-test.conllu")
-    return {x["sent_id"]: x["text"] for x in comments(content) if x}
-
-
-def phrases(package: Path) -> Rows:
-    """Refugee Phrasebook: tables with a column for each language, under remarks on it."""
-    for path, content in members(package, "download/tsv/*.tsv"):
-        if path.stem not in ("multi", "medical"):
-            continue  # parts of those, and words of law that are not where they should be
-        rows = (line.split("\t") for line in re.split(r"\r?\n", content.decode()))
-        columns: list[str | None] = []
-        for row in rows:
-            cells = [" ".join(cell.split()) for cell in row]
-            if not columns and "English" in cells and "German" in cells:
-                columns = [PHRASES.get(cell) for cell in cells]
-                english = cells.index("English")
-            elif columns and len(cells) > english and "/" not in cells[english]:
-                for code, cell in zip(columns, cells, strict=False):
-                    if code and cell and not re.search(r"[/|_(\[]", cell):  # one phrase, no remarks
-                        yield code, cell, cells[english]
-
-
-def declarations(package: Path) -> Rows:
-    """The Universal Declaration of Human Rights, whose articles have as many paragraphs."""
-    texts: dict[str, dict[Any, str]] = {}
-    for path, content in members(package, "declaration/*.html"):
-        page = content.decode()
-        language = re.findall(r'<html[^>]* lang="([\w-]+)"', page)
-        if not language or (language[0] == "en" and path.stem != "eng"):
-            continue
-        for article, body in re.findall(
-            r'<article data-number="(\d+)">(.*?)</article>', page, re.S
-        ):
-            found = re.findall(r"<p>(.*?)</p>", body, flags=re.S)
-            for i, text in enumerate(found):
-                texts.setdefault(language[0], {})[article, len(found), i] = html.unescape(text)
-    yield from against_english(texts)
-
-
-def verses(package: Path) -> Rows:
-    """SWORD modules in `sources/LANGUAGE/NAME/NAME.zip`, by Berean Standard Bible's verses.
-
-    Chapters that end at another verse are numbered in another way, and left out.
-    """
-    from pysword.modules import SwordModules  # type: ignore[import-not-found]
-
-    ((_, content),) = members(package, "formats/txt/BSB.txt")
-    english: dict[tuple[str, int], dict[int, str]] = {}
-    for line in content.decode().splitlines():
-        if line.startswith("### "):
-            book = line.removeprefix("### ")
-        elif found := re.match(r"\[(\d+):(\d+)\]\s+(\S.*)", line):
-            source = re.sub(r"(?<=[,;.])(?=[^\W\d])", " ", found[3])  # where a line of it ends
-            english.setdefault((book, int(found[1])), {})[int(found[2])] = source
-    for path, content in members(package, "*.zip"):
-        language = BIBLES.get(path.stem)
-        if not language:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            zipfile.ZipFile(io.BytesIO(content)).extractall(folder)
-            modules = SwordModules(folder)
-            ((name, about),) = modules.parse_modules().items()
-            licence = about.get("distributionlicense", "none")
-            if licence not in ("Public Domain", "Creative Commons Attribution 3.0 Brazil"):
-                raise SystemExit(f"{path}: expected a free licence, found {licence}")
-            bible = modules.get_bible_from_module(name)
-            bible._decompressed_text = functools.lru_cache(maxsize=1)(bible._decompressed_text)
-            books = {b.name for bs in bible.get_structure().get_books().values() for b in bs}
-            for (book, chapter), sources in english.items():
-                if book not in books or book == "Psalms":  # headings are verses of some
-                    continue
-                try:
-                    texts = [t.replace(ACUTE, "").strip() for t in bible.get_iter(book, chapter)]
-                except ValueError:
-                    continue  # no such chapter
-                if max((i for i, t in enumerate(texts, 1) if t), default=0) == max(sources):
-                    for i, source in sources.items():
-                        if texts.count(texts[i - 1]) == 1:  # not several verses in one
-                            yield language, texts[i - 1], source
 
 
 SOURCES = {
