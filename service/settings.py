@@ -18,8 +18,8 @@ from service.logs import LogFormat
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "default"
 
 
-# A GPU is busy only with batches that would make others wait long on a CPU: see
-# benchmarks/results/gpu_nvidia-h100-80gb-hbm3_2026-11-26.md.
+# What a GPU was measured with (benchmarks/results/gpu_nvidia-h100-80gb-hbm3_2026-11-26.md); other sizes
+# were not compared.
 GPU_BATCHES = {"max_batch_tokens": 16_384, "max_batch_items": 512}
 
 
@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(
         1024,
         ge=1,
-        description="Tokens, padding included, in one batch on the engine; with cuda 16384 unless "
+        description="Tokens in one batch, padding included where the engine pads; with cuda 16384 unless "
         "set. Larger keeps a GPU busy; on a CPU it gains nothing and makes a short query wait longer "
         "behind a batch of long ones. A single longer text is always run, alone.",
     )

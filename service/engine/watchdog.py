@@ -163,31 +163,26 @@ class Watchdogs:
 
     def __init__(self, metrics: Metrics, *, every_s: float, stuck_s: float):
         self._metrics, self._every_s, self._stuck_s = metrics, every_s, stuck_s
-        self._tasks: dict[Watchdog, asyncio.Task[None] | None] = {}
-        self._of: dict[Embedder, Watchdog] = {}
+        self._of: dict[Embedder, tuple[Watchdog, asyncio.Task[None] | None]] = {}
 
     def of(self, embedder: Embedder) -> Watchdog:
         """The one that watches `embedder`, or one that will once it is handed to `add`."""
-        return self._of.get(embedder) or Watchdog(
-            embedder, self._metrics, every_s=self._every_s, stuck_s=self._stuck_s
-        )
+        if embedder in self._of:
+            return self._of[embedder][0]
+        return Watchdog(embedder, self._metrics, every_s=self._every_s, stuck_s=self._stuck_s)
 
     def add(self, embedder: Embedder, watchdog: Watchdog) -> None:
         """From now on it is asked by `/health/ready`, and looks by itself."""
         if embedder not in self._of:
-            self._of[embedder] = watchdog
-            running = (
-                asyncio.create_task(watchdog.run(), name="watchdog") if self._every_s else None
-            )
-            self._tasks[watchdog] = running
+            looks = asyncio.create_task(watchdog.run(), name="watchdog") if self._every_s else None
+            self._of[embedder] = watchdog, looks
 
     async def remove(self, embedder: Embedder) -> None:
-        watchdog = self._of.pop(embedder, None)
-        running = self._tasks.pop(watchdog, None) if watchdog is not None else None
-        if running is not None:
-            running.cancel()
+        _, looks = self._of.pop(embedder, (None, None))
+        if looks is not None:
+            looks.cancel()
             with suppress(asyncio.CancelledError):
-                await running
+                await looks
 
     async def stop(self) -> None:
         for embedder in [*self._of]:

@@ -124,10 +124,11 @@ def _ordered(
     around: Vectors | None = None
     if around_query is not None:
         around = neighbourhood(snapshot, found.positions, exact=query.exact)
+    chosen = best(query, found.cosines, found.positions, around_query, around)
+    positions = [int(found.positions[i]) for i, _, _ in chosen]
     return [
-        Ranked(int(snapshot.rids[p]), int(p), score=score, terms=terms)
-        for i, score, terms in best(query, found.cosines, found.positions, around_query, around)
-        for p in found.positions[i : i + 1]
+        Ranked(int(snapshot.rids[position]), position, score=score, terms=terms)
+        for position, (_, score, terms) in zip(positions, chosen, strict=True)
     ]
 
 
