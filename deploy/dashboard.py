@@ -76,6 +76,8 @@ ROWS: dict[str, list[Panel]] = {
               quantiles("mexma_batch_tokens")),
         Panel("Batches", "ops", "A failed one is run again text by text", [
             (per_second("mexma_batches_total", "outcome"), "{{outcome}}")]),
+        Panel("Batch invariance", "none", "Least cosine of a text's vector in a batch to that alone", [
+            ("mexma_batch_invariance$here", "{{instance}} {{fingerprint}}")]),
         Panel("Texts", "none", "Embedded per second, and of them cut", [
             (per_second("mexma_embedded_items_total", "instance"), "{{instance}}"),
             (per_second("mexma_truncated_items_total", "instance"), "cut {{instance}}")]),

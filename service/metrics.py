@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Protocol
 
 from prometheus_client import (
@@ -106,6 +107,12 @@ class Metrics:
             "mexma_engine_restarts",
             "Times that the watchdog started the engine anew: engine_stuck, engine_wrong",
             ["reason"],
+            registry=r,
+        )
+        self.invariance = Gauge(
+            "mexma_batch_invariance",
+            "Least cosine of a text's vector in a batch to its vector alone, over the last 100 checks",
+            ["fingerprint"],
             registry=r,
         )
         self.reloads = Counter(
@@ -264,6 +271,15 @@ class Metrics:
 
     def batch_failed(self, *, items: int) -> None:
         self.batches.labels("failed").inc()
+
+    def invariance_found(self, fingerprint: str, cosine: float) -> None:
+        """Of the encoder with this fingerprint."""
+        self.invariance.labels(fingerprint).set(cosine)
+
+    def forget_invariance(self, fingerprint: str) -> None:
+        """The encoder is gone."""
+        with suppress(KeyError):
+            self.invariance.remove(fingerprint)
 
     def spared(self, *, cached: int, joined: int) -> None:
         self._cached.inc(cached)

@@ -117,6 +117,13 @@ class Settings(BaseSettings):
         "for `mexma_collection_recall`. Smaller notices a decline sooner and costs a full scan each "
         "time; 0 turns the gauge off.",
     )
+    invariance_check_every: int = Field(
+        1000,
+        ge=0,
+        description="One in so many batches has one of its texts computed once more, alone, for "
+        "`mexma_batch_invariance`: whether a vector depends on what else is in its batch. Smaller "
+        "notices sooner and costs the time of one text each time; 0 turns the gauge off.",
+    )
     milvus_uri: str = Field(
         "",
         pattern=r"^(https?://.+)?$",

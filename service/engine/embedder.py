@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from service.caller import INTERNAL, Caller, is_ours
 from service.engine.batcher import Batcher, Job
 from service.engine.cache import VectorCache
 from service.engine.holders import Holders
+from service.engine.invariance import InvarianceCheck
 from service.engine.lanes import Lane
 from service.language_meter import LanguageMeter
 from service.metrics import Metrics
@@ -73,8 +75,13 @@ class Embedder:
         self._submit = submit
         self.settings = settings
         self.metrics = metrics
-        self.batcher = Batcher(
+        check = InvarianceCheck(
             encoder.run,
+            every=settings.invariance_check_every,
+            report=partial(metrics.invariance_found, encoder.fingerprint),
+        )
+        self.batcher = Batcher(
+            check.run,
             max_batch_tokens=settings.max_batch_tokens,
             max_batch_items=settings.max_batch_items,
             max_queue_tokens=settings.max_queue_tokens,
@@ -90,6 +97,7 @@ class Embedder:
     async def stop(self) -> None:
         await self.batcher.stop()
         self.metrics.unwatch(self.batcher)
+        self.metrics.forget_invariance(self.encoder.fingerprint)
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
 
     async def embed(

@@ -79,6 +79,7 @@ FIRES: dict[str, dict[str, str]] = {
         'mexma_collection_documents{job="mexma",instance="a",collection="c"}': "50001x180"
     },
     "MexmaRecallLow": {'mexma_collection_recall{job="mexma",instance="a",collection="c"}': "0.9x180"},
+    "MexmaBatchesDiffer": {'mexma_batch_invariance{job="mexma",instance="a"}': "0.99x180"},
     "MexmaKeysNotRead": {'mexma_api_keys_valid{job="mexma",instance="a"}': "0x180"},
     "MexmaUnknownKeys": {
         'mexma_refused_total{job="mexma",instance="a",reason="unknown_key"}': "0+120x180"
@@ -186,7 +187,9 @@ class Prometheus:
             )
 
     def get(self, path: str, **parameters: str) -> Any:
-        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=30).json()
+        response = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=30)
+        response.raise_for_status()  # 503 until it has started
+        answer = response.json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -199,7 +202,7 @@ class Prometheus:
             try:
                 if found := self.query(expression):
                     return found
-            except httpx.TransportError:
+            except httpx.HTTPError:
                 pass
             time.sleep(0.2)
         raise AssertionError(f"nothing came for {expression}")
@@ -208,7 +211,12 @@ class Prometheus:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The default model with a collection just large enough for its hubness to be known."""
-    made = start_server(tmp_path_factory.mktemp("served"), demo="false", language_sample_every=4)
+    made = start_server(
+        tmp_path_factory.mktemp("served"),
+        demo="false",
+        language_sample_every=4,
+        invariance_check_every=1,
+    )
     wait_until_ready(made)
     httpx.put(f"{made.url}/v1/collections/small").raise_for_status()
     documents = [{"id": str(i), "text": f"Number {i}"} for i in range(210)]
