@@ -157,6 +157,7 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         access_log=settings.access_log,
+        client_header=settings.client_header,
         gate=Gate(guard, audit or Audit(None), metrics),
         tracing=tracing,
         metrics=metrics,

@@ -55,6 +55,15 @@ def is_ours(caller: Caller) -> bool:
     return any(caller is one for one in OURS)
 
 
+def client_of(scope: Scope, headers: Mapping[bytes, bytes], client_header: str) -> bytes:
+    """Between whom turns are taken: what `client_header` says or, without it, address and
+    credentials."""
+    if client_header:
+        return headers.get(client_header.encode(), b"")
+    address = scope.get("client")
+    return (address[0].encode() if address else b"") + headers.get(b"authorization", b"")
+
+
 def caller_of(
     scope: Scope, headers: Mapping[bytes, bytes] | None = None, *, client_header: str = ""
 ) -> Caller:
@@ -66,11 +75,7 @@ def caller_of(
     """
     if headers is None:
         headers = dict(_headers(scope))
-    if client_header:
-        client = headers.get(client_header.encode(), b"")
-    else:
-        address = scope.get("client")
-        client = (address[0].encode() if address else b"") + headers.get(b"authorization", b"")
+    client = client_of(scope, headers, client_header)
     lane: Lane | None = None
     if (given := headers.get(b"x-lane")) is not None:
         lane = next((known for known in LANES if known.encode() == given), None)

@@ -22,6 +22,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.caller import client_of
 from service.http_errors import error_response
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
@@ -30,6 +31,7 @@ from service.security.gate import Act, Gate
 from service.security.quotas import current as current_quota
 from service.tracing import Trace, Tracing
 from service.tracing import current as current_trace
+from service.turns import Turns
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -76,12 +78,13 @@ class RequestBorder:
         body_timeout_s: float,
         metrics: Metrics,
         gate: Gate,
+        client_header: str = "",
         shortcuts: Mapping[str, Shortcut] | None = None,
         access_log: bool = False,
         tracing: Tracing | None = None,
     ):
         """gate: who may come in; there is none without, so that no process that answers can be
-        without. shortcuts: by path, what may answer a POST before the framework is asked."""
+        without. client_header: as `caller_of` takes it. shortcuts: by path, what may answer a POST before the framework is asked."""
         self.app = app
         self.shortcuts = shortcuts or {}
         self.max_body_bytes = max_body_bytes
@@ -90,6 +93,8 @@ class RequestBorder:
         self.gate = gate
         self.access_log = access_log
         self.tracing = tracing
+        self.client_header = client_header
+        self.turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,6 +102,7 @@ class RequestBorder:
             return
         started = time.monotonic()
         headers = dict(scope["headers"])
+        await self.turns.mine(client_of(scope, headers, self.client_header))
         given = headers.get(b"x-request-id", b"")
         request_id = (
             given

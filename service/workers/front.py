@@ -102,6 +102,7 @@ class Front:
             max_body_bytes=settings.max_body_bytes,
             body_timeout_s=settings.body_timeout_s,
             metrics=metrics,
+            client_header=settings.client_header,
             gate=FirstGate(guard_of(settings), Audit(None), metrics),
             access_log=settings.access_log,
             tracing=self._tracing,
