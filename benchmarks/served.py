@@ -64,7 +64,13 @@ def finished(generator: subprocess.Popen[bytes]) -> dict[str, float]:
 
 def ours(name: str, folder: Path, model: Path, **settings: object) -> Subject:
     folder.mkdir()
-    server = start_server(folder, demo="false", model=model, language_sample_every=0, **settings)
+    server = start_server(
+        folder,
+        demo="false",
+        model=model,
+        language_sample_every=0,
+        **{"bulk_batch_tokens": 0} | settings,
+    )
     wait_until_ready(server)
     return Subject(name, f"{server.url}/v1/embeddings", server.process)
 

@@ -99,7 +99,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         server = start_server(
-            Path(folder), demo="false", model=arguments.model, http_workers=arguments.workers
+            Path(folder),
+            demo="false",
+            bulk_batch_tokens=0,
+            model=arguments.model,
+            http_workers=arguments.workers,
         )
         wait_until_ready(server)
         try:

@@ -27,6 +27,7 @@ from service import logs
 from service.app import create_app
 from service.connection import Connections, protocol, room_for_connections
 from service.draining import DrainingServer
+from service.engine.tuning import Tuning
 from service.security.access import guard_of
 from service.security.audit import Audit
 from service.settings import Settings
@@ -144,6 +145,7 @@ def _serve_all(
         tracing=start_tracing(settings),
         guard=guard_of(settings),
         audit=audit,
+        tuning=Tuning(None if settings.milvus_uri else settings.data_dir / "tuning.json"),
         engine_socket=None if folder is None else folder / ENGINE_SOCKET,
     )
     if folder is None:

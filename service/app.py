@@ -25,6 +25,7 @@ from service import http_errors, openapi
 from service.canaries import Canaries
 from service.demo import offer_demo
 from service.engine.encoders import Encoders
+from service.engine.tuning import Tuning
 from service.engine.watchdog import Watchdogs
 from service.http_errors import ACCESS_ERRORS, documented
 from service.language_meter import LanguageMeter
@@ -85,6 +86,7 @@ def create_app(
     tracing: Tracing | None = None,
     guard: Guard | None = None,
     audit: Audit | None = None,
+    tuning: Tuning | None = None,
     engine_socket: Path | None = None,
 ) -> Service:
     """The service as an ASGI application.
@@ -94,12 +96,13 @@ def create_app(
     language of a text that comes without one. further: encoders served beside the default one,
     for collections that are theirs. load: makes an encoder of an artifact, for reloads; there are
     none without. tracing: where traces go; the app closes it, too.
+    tuning: how large batches of bulk work are, where the settings do not say.
     guard: who may call; everybody without. audit: the record of administrators' acts.
     engine_socket: where HTTP workers find the default encoder's engine.
     """
     metrics = Metrics()
     guard = guard or Guard(None, origins=settings.cors_origins)
-    encoders = Encoders([encoder, *further], settings, metrics)
+    encoders = Encoders([encoder, *further], settings, metrics, tuning=tuning)
     canaries = Canaries(encoders, store)
     migrator = Migrator(encoders, store.migrations) if isinstance(store, Migrating) else None
     watchdogs = Watchdogs(
@@ -220,6 +223,7 @@ async def _start(state: State) -> None:
         await asyncio.to_thread(state.detector.detect, "warm up")
         for embedder in state.encoders:
             await embedder.embed(["warm up"])
+            await state.encoders.tune(embedder)
         if state.settings.collections:
             await state.canaries.check_all()
         if state.settings.demo and state.settings.collections:

@@ -84,7 +84,8 @@ class RequestBorder:
         tracing: Tracing | None = None,
     ):
         """gate: who may come in; there is none without, so that no process that answers can be
-        without. client_header: as `caller_of` takes it. shortcuts: by path, what may answer a POST before the framework is asked."""
+        without. client_header: as `caller_of` takes it. shortcuts: by path, what may answer a
+        POST before the framework is asked."""
         self.app = app
         self.shortcuts = shortcuts or {}
         self.max_body_bytes = max_body_bytes

@@ -288,6 +288,8 @@ class Reloader:
                     f"{100 * expected:.1f} %, and MEXMA_RELOAD_MAX_LOSS allows "
                     f"{100 * self._settings.reload_max_loss:.1f} points less"
                 )
+            async with asyncio.timeout(limit_s):
+                await self._encoders.tune(embedder)
         self._rates[embedder.encoder.fingerprint] = rate
         return watchdog
 

@@ -179,6 +179,14 @@ class Settings(BaseSettings):
         description="Texts in one batch, whatever their length; with cuda 512 unless set. It bounds "
         "how long a single text waits for the batch before it.",
     )
+    bulk_batch_tokens: int = Field(
+        0,
+        ge=0,
+        description="Tokens in one batch of bulk work while no interactive client is about, and texts in "
+        "proportion; never fewer than `MEXMA_MAX_BATCH_TOKENS`. 0 measures that many, twice and four times "
+        "as many at the first start, for a second, and keeps what it found in MEXMA_DATA_DIR, by machine "
+        "and artifact.",
+    )
     max_queue_tokens: int = Field(
         262_144,
         ge=1,

@@ -57,6 +57,9 @@ def start_server(folder: Path, *, script: str | None = None, **settings: object)
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEXMA_")}
     environment |= {"MEXMA_PORT": str(port), "MEXMA_DATA_DIR": str(folder / "data")}
+    environment["MEXMA_BULK_BATCH_TOKENS"] = (
+        "1024"  # measured where a test, or a benchmark, wants it
+    )
     environment |= {f"MEXMA_{k.upper()}": str(v) for k, v in settings.items()}
     log = folder / "server.log"
     with log.open("ab") as output:

@@ -141,6 +141,16 @@ class Batcher:
         """Is there a thread that takes batches?"""
         return self._worker is not None and self._worker.is_alive()
 
+    @property
+    def bulk_batch_tokens(self) -> int:
+        """Tokens of a batch of bulk work while no interactive client is about."""
+        return self._lanes.bulk_batch_tokens
+
+    def allow_bulk_batches(self, tokens: int) -> None:
+        """Let batches of bulk work have so many tokens while no interactive client is about."""
+        with self._arrived:
+            self._lanes.bulk_batch_tokens = tokens
+
     def running_s(self) -> float:
         """How long the batch now on the engine has been running; 0 if none is."""
         since = self._running_since

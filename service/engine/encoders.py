@@ -10,12 +10,14 @@ Refuses to know: HTTP, how a collection comes from one encoder to another (migra
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from mexma.encoder import Encoder
 from mexma.errors import ArtifactError, ModelNotFound
 from service.engine.embedder import Embedder
+from service.engine.tuning import Tuning
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.admission import check_fingerprint
@@ -30,8 +32,16 @@ class Encoders:
     Raises ArtifactError where two have one fingerprint: they are the same encoder twice.
     """
 
-    def __init__(self, encoders: Sequence[Encoder], settings: Settings, metrics: Metrics):
-        self._settings, self._metrics = settings, metrics
+    def __init__(
+        self,
+        encoders: Sequence[Encoder],
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        tuning: Tuning | None = None,
+    ):
+        """tuning: what is asked where the settings leave open how large a batch is."""
+        self._settings, self._metrics, self._tuning = settings, metrics, tuning
         self._embedders: dict[str, Embedder] = {}
         for encoder in encoders:
             name, fingerprint = encoder.manifest.name, encoder.fingerprint
@@ -101,6 +111,20 @@ class Encoders:
         made.language_meter = self.default.language_meter
         made.batcher.start()
         return made
+
+    async def tune(self, embedder: Embedder) -> None:
+        """Let batches of bulk work be as large as is best for this one. Takes a second where that
+        has to be measured first."""
+        settings, usual = self._settings, self._settings.max_batch_tokens
+        tokens = settings.bulk_batch_tokens
+        if not tokens and self._tuning is not None:
+            tokens = await asyncio.to_thread(
+                self._tuning.bulk_batch_tokens,
+                embedder.encoder,
+                usual,
+                where=f"{settings.device}, {settings.threads} threads",
+            )
+        embedder.batcher.allow_bulk_batches(max(tokens, usual))
 
     def make_default(self, embedder: Embedder) -> None:
         """From the next request on it is `embedder` that answers; who has begun ends as begun."""

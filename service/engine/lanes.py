@@ -8,6 +8,7 @@ is tested by the order of what `take` returns (`tests/service/engine/test_lanes.
 - between clients of a lane tokens are shared evenly, whoever sends how much;
 - while a light interactive client is about, heavy ones and bulk work run in batches of at most
   `quantum` tokens, so that it does not wait long for the one that is running;
+- while no interactive client is about at all, batches of bulk work may be larger;
 - equal sequences that wait or run are computed once.
 
 Refuses to know: engines, callers (a receiver is any object), HTTP.
@@ -90,6 +91,7 @@ class Lanes:
         self._pads = pads
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_items = max_batch_items
+        self.bulk_batch_tokens = max_batch_tokens  # while no interactive client is about
         self._queues: dict[Lane, _Queue] = {"interactive": _Queue(), "bulk": _Queue()}
         self._entries: dict[bytes, Entry] = {}  # waiting and running, by content
         self._owed_to_bulk = 0.0
@@ -144,9 +146,13 @@ class Lanes:
         flows = queue.by_turn()
         head = next(iter(flows[0].waiting))
         budget: float = self.max_batch_tokens
+        items = self.max_batch_items
         if lane == "bulk":
             if self._light_about(now, quantum):
                 budget = min(budget, quantum)
+            elif not self._interactive_about(now):
+                items = items * self.bulk_batch_tokens // self.max_batch_tokens
+                budget = self.bulk_batch_tokens
             candidates = _fairly(flows, [inf] * len(flows))
         else:
             light = self._light_about(now, quantum)
@@ -157,7 +163,7 @@ class Lanes:
             [len(c.ids) for c in candidates],
             candidates.index(head),
             max_tokens=int(budget),
-            max_items=self.max_batch_items,
+            max_items=items,
             pads=self._pads,
         )
         batch = [candidates[i] for i in chosen]
@@ -202,6 +208,11 @@ class Lanes:
             self._owed_to_bulk += tokens / BULK_SHARE
         elif self._queues["interactive"].items:
             self._owed_to_bulk -= tokens
+
+    def _interactive_about(self, now: float) -> bool:
+        """Whether any interactive client was seen lately."""
+        flows = self._queues["interactive"].flows.values()
+        return any(now - flow.seen <= ABOUT_S for flow in flows)
 
     def _light_about(self, now: float, quantum: float) -> bool:
         """Whether an interactive client was seen lately that has little waiting now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_the_loop_does_other_things_between():
         while not work.done():
             seen.append(len(begun))
             await asyncio.sleep(0)
-        return [b - a for a, b in zip(seen, seen[1:], strict=False)]
+        return [b - a for a, b in pairwise(seen)]
 
     assert max(asyncio.run(scenario())) <= 8
 

@@ -57,6 +57,21 @@ def test_an_interactive_sequence_goes_before_all_bulk_work():
     assert clients(waiting.take()) == {"job"}
 
 
+def test_bulk_batches_are_larger_while_nobody_else_is_about_and_only_then():
+    waiting = Waiting(max_batch_tokens=200, max_batch_items=20)
+    waiting.lanes.bulk_batch_tokens = 800
+    waiting.add("job", *[10] * 1000, lane="bulk")
+    assert tokens(waiting.take()) == 800
+    waiting.add("person", 10, now=1.0)
+    assert clients(waiting.take(1.0)) == {"person"}
+    assert tokens(waiting.take(1.0)) == QUANTUM  # it has little waiting
+    waiting.add("many", *[10] * 40, now=2.0)
+    waiting.take(2.0, quantum=0)
+    waiting.take(2.0, quantum=0)
+    assert tokens(waiting.take(2.0, quantum=0)) == 200  # nobody is light, and somebody is about
+    assert tokens(waiting.take(2.0 + ABOUT_S + 1)) == 800
+
+
 def test_bulk_work_fills_batches_until_an_interactive_client_is_about():
     waiting = Waiting()
     waiting.add("job", *[10] * 100, lane="bulk", now=LONG_AGO)

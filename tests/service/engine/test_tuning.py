@@ -1,0 +1,152 @@
+"""How large bulk batches are: what is chosen of a curve, what is measured, and what is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from service.engine import tuning
+from service.engine.encoders import Encoders
+from service.engine.tuning import Point, Tuning, choose, measure
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.conftest import start_server, wait_until_ready
+from tests.fakes import FakeEncoder
+
+
+class Timed(FakeEncoder):
+    """Its batches take what they are told to, by a clock of its own."""
+
+    def __init__(self, seconds, **more):
+        super().__init__(**more)
+        self.seconds, self.now = seconds, 0.0
+
+    def run(self, sequences):
+        self.now += self.seconds(sum(map(len, sequences)))
+        return super().run(sequences)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Puts an encoder's clock in the place of the machine's."""
+
+    def of(encoder: Timed) -> Timed:
+        monkeypatch.setattr(tuning.time, "perf_counter", lambda: encoder.now)
+        return encoder
+
+    return of
+
+
+def test_a_larger_batch_must_be_worth_it():
+    assert choose([Point(1024, 100), Point(2048, 104), Point(4096, 104)]).tokens == 1024
+    assert choose([Point(1024, 100), Point(2048, 106), Point(4096, 108)]).tokens == 2048
+    assert choose([Point(1024, 100), Point(2048, 90), Point(4096, 120)]).tokens == 4096
+    assert choose([Point(1024, 100)]).tokens == 1024
+
+
+def test_an_engine_that_works_better_on_more_gets_more(clock):
+    encoder = clock(Timed(lambda n: 0.010 + 1e-6 * n))
+    curve = measure(encoder, 256)
+    assert [p.tokens for p in curve.points] == [256, 512, 1024]
+    assert choose(curve.points).tokens == 1024
+    for point in curve.points:
+        assert point.tokens_per_s == pytest.approx(
+            point.tokens / (0.010 + 1e-6 * point.tokens), rel=0.2
+        )
+
+
+def test_an_engine_that_gains_nothing_keeps_its_batches_short(clock):
+    assert choose(measure(clock(Timed(lambda n: 1e-6 * n)), 256).points).tokens == 256
+
+
+def test_batches_end_where_they_take_too_long(clock):
+    """Or a client that comes first after a pause waits for seconds."""
+    encoder = clock(Timed(lambda n: 0.06 + 1e-6 * n if n > 100 else 1e-6))
+    assert [p.tokens for p in measure(encoder, 256).points] == [256, 512, 1024]
+    encoder = clock(Timed(lambda n: 0.11 if n > 300 else 1e-6))
+    assert [p.tokens for p in measure(encoder, 256).points] == [256]
+
+
+def test_a_slow_engine_is_not_made_to_show_how_slow_it_is(clock):
+    encoder = clock(Timed(lambda n: 0.05 * n))
+    assert [p.tokens for p in measure(encoder, 256).points] == [256]
+    assert encoder.now < 0.05 * 256 / 3, "one small batch was enough to know"
+
+
+def test_a_gpu_that_runs_out_of_memory_takes_no_harm(clock):
+    class Small(Timed):
+        def run(self, sequences):
+            if sum(map(len, sequences)) > 600:
+                raise MemoryError
+            return super().run(sequences)
+
+    assert [p.tokens for p in measure(clock(Small(lambda n: 0.010)), 256).points] == [256, 512]
+
+
+def test_what_was_found_is_looked_up_at_the_next_start(clock, tmp_path):
+    file = tmp_path / "tuning.json"
+    encoder = clock(Timed(lambda n: 0.010 + 1e-6 * n))
+    assert Tuning(file).bulk_batch_tokens(encoder, 256, where="here") == 1024
+    ran = len(encoder.batches)
+    assert Tuning(file).bulk_batch_tokens(encoder, 256, where="here") == 1024
+    assert len(encoder.batches) == ran
+    # Elsewhere, or another artifact, is another question.
+    Tuning(file).bulk_batch_tokens(encoder, 256, where="there")
+    assert len(encoder.batches) > ran
+    other = clock(Timed(lambda n: 1e-6 * n, name="other"))
+    assert Tuning(file).bulk_batch_tokens(other, 256, where="here") == 256
+    assert len(json.loads(file.read_text())) == 3
+
+
+def test_a_busy_machine_is_not_remembered(clock, tmp_path):
+    times = iter([0.001, *[0.010, 0.011, 0.012] * 2, 0.020, 0.011, 0.012])
+    encoder = clock(Timed(lambda _: next(times)))
+    Tuning(tmp_path / "tuning.json").bulk_batch_tokens(encoder, 256, where="here")
+    assert not (tmp_path / "tuning.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b'{"x": 1}'])
+def test_a_file_that_is_nonsense_is_written_anew(clock, tmp_path, content):
+    file = tmp_path / "tuning.json"
+    file.write_bytes(content)
+    encoder = clock(Timed(lambda n: 0.010 + 1e-6 * n))
+    assert Tuning(file).bulk_batch_tokens(encoder, 256, where="here") == 1024
+    assert 1024 in json.loads(file.read_text()).values()
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(clock, tmp_path):
+    encoder = clock(Timed(lambda n: 0.010 + 1e-6 * n))
+    file = tmp_path / "none" / "tuning.json"
+    assert Tuning(file).bulk_batch_tokens(encoder, 256, where="here") == 1024
+
+
+def test_the_settings_have_the_last_word():
+    encoder = FakeEncoder()
+
+    async def allowed(**settings: int) -> int:
+        class Never(Tuning):
+            def bulk_batch_tokens(self, *_, **__):
+                raise AssertionError
+
+        encoders = Encoders([encoder], Settings(**settings), Metrics(), tuning=Never(None))
+        await encoders.tune(encoders.default)
+        return encoders.default.batcher.bulk_batch_tokens
+
+    assert asyncio.run(allowed(bulk_batch_tokens=3000)) == 3000
+    assert asyncio.run(allowed(bulk_batch_tokens=10)) == 1024, "never fewer than others get"
+
+
+def test_the_service_measures_at_its_first_start_and_says_what(tmp_path):
+    server = start_server(tmp_path, demo="false", bulk_batch_tokens=0)
+    try:
+        wait_until_ready(server)
+        assert "run at" in server.log.read_text()
+        texts = [f"Good morning, number {i}" for i in range(500)]
+        answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": texts}, timeout=60)
+        assert answer.status_code == 200
+    finally:
+        server.process.terminate()
+        assert server.process.wait(60) == 0
