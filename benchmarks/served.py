@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,11 @@ import numpy as np
 from benchmarks.circumstances import ROOT, circumstances, result_file
 from benchmarks.load import sentences
 from mexma.encoder import OnnxEncoder, encode
+from mexma.text import Tokens
+from service.engine.embedder import Embedded
+from service.engine.tuning import FACTORS
 from service.settings import DEFAULT_MODEL, Settings
+from service.vectors import json_response, npy_response, openai_body
 from tests.conftest import free_port, start_server, wait_until_ready
 
 # (clients, texts a request)
@@ -46,6 +51,16 @@ class Subject:
 
     def median(self, load: tuple[int, int], what: str) -> float:
         return statistics.median(r[what] for r in self.rounds[load])
+
+    def cpu_s(self) -> float:
+        """Processor time so far, of all its threads and of the processes it started."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ticks = 0
+        for one in (str(pid), *children):
+            after_name = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(after_name[11]) + int(after_name[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def generate(url: str, *arguments: object) -> subprocess.Popen[bytes]:
@@ -125,6 +140,28 @@ def vectors(url: str, texts: list[str]) -> np.ndarray:
     return np.array(found, np.float32)
 
 
+def serialisation_ms(count: int, dim: int) -> list[tuple[str, float]]:
+    """Processor time of an answer's bytes, `count` vectors of `dim` components, in each format."""
+    drawn = np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    ids = np.arange(5, 29)
+    embedded = Embedded(drawn, [Tokens(ids, len(ids), None)] * count, {}, 0.0, 0.0, 0.0)
+    ways: list[tuple[str, Callable[[], object]]] = [
+        ("numbers", lambda: json_response(openai_body(embedded, drawn, "float", "m"), {})),
+        ("base64", lambda: json_response(openai_body(embedded, drawn, "base64", "m"), {})),
+        (".npy", lambda: npy_response(drawn, {})),
+    ]
+    found = []
+    for name, way in ways:
+        times = []
+        for _ in range(50):
+            started = time.thread_time()
+            way()
+            times.append(time.thread_time() - started)
+        found.append((name, 1000 * statistics.median(times)))
+    return found
+
+
 def picture(subjects: list[Subject], engine: float, file: Path) -> None:
     import matplotlib
 
@@ -171,13 +208,13 @@ def main() -> None:
     texts = sentences(512)
     sequences = [t.ids for t in encoder.tokenizer.encode(texts)]
 
-    def engine_rate() -> float:
+    def engine_rate(factor: int) -> float:
         started = time.perf_counter()
         encode(
             encoder,
             texts,
-            max_batch_tokens=settings.max_batch_tokens,
-            max_batch_items=settings.max_batch_items,
+            max_batch_tokens=settings.max_batch_tokens * factor,
+            max_batch_items=settings.max_batch_items * factor,
         )
         return len(texts) / (time.perf_counter() - started)
 
@@ -215,15 +252,17 @@ def main() -> None:
             engine: list[float] = []
             alone_ms: list[float] = []
             for _ in range(arguments.rounds):
-                engine_rate()
-                engine.append(max(engine_rate(), engine_rate()))
+                engine_rate(1)
+                engine.append(max(engine_rate(factor) for factor in (*FACTORS, *FACTORS)))
                 alone_ms.append(engine_alone_ms())
                 for load in LOADS:
                     for subject in subjects:
                         told = ("--clients", load[0], "--texts", load[1])
+                        before = subject.cpu_s()
                         found = finished(
                             generate(subject.url, *told, "--seconds", arguments.seconds)
                         )
+                        found["cpu_ms"] = 1000 * (subject.cpu_s() - before) / found["requests"]
                         assert not found["failed"], f"{subject.name}: {found}"
                         subject.rounds.setdefault(load, []).append(found)
         finally:
@@ -252,6 +291,10 @@ def report(arguments, subjects, engine, alone_ms, equal, threads) -> None:
                 f"{subject.median((clients, texts), 'p99_ms'):.1f} |"
             )
     cpu = statistics.median(r["generator_cpu_us_per_request"] for r in subjects[0].rounds[64, 1])
+    whole_ms = subjects[0].median((4, 64), "cpu_ms")
+    shares = [
+        f"{name} {ms:.2f} ms ({ms / whole_ms:.1%})" for name, ms in serialisation_ms(64, 1024)
+    ]
     file = result_file("served")
     picture(subjects, statistics.median(engine), file.with_suffix(".png"))
     file.write_text(
@@ -264,6 +307,9 @@ Smallest cosine to the engine's vectors, 64 texts: {"; ".join(equal)}.
 
 Engine alone, tokenisation included: **{statistics.median(engine):.0f} texts/s** in batches; **{statistics.median(alone_ms):.2f} ms** (median) for one text, without
 tokenisation.
+
+Serialisation of 64 vectors of 1,024 components: {", ".join(shares)}; the shares are of the {whole_ms:.1f} ms of processor
+time, all threads together, that the server took for a request of 64 texts.
 
 | clients | texts a request | server | texts/s | of the engine | mexma is x times | p50 ms | p99 ms |
 |---|---|---|---|---|---|---|---|
