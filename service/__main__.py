@@ -27,6 +27,7 @@ from service import logs
 from service.app import create_app
 from service.connection import Connections, protocol, room_for_connections
 from service.draining import DrainingServer
+from service.engine.priority import lowered
 from service.engine.tuning import Tuning
 from service.security.access import guard_of
 from service.security.audit import Audit
@@ -117,9 +118,11 @@ def _serve_all(
     settings: Settings, listener: socket.socket, audit: Audit, folder: Path | None = None
 ) -> None:
     """Load everything and serve it, at `listener` or for HTTP workers at sockets in `folder`."""
-    load = partial(
-        OnnxEncoder, device=settings.device, threads=settings.threads, engine=settings.engine
-    )
+
+    def load(path: Path) -> OnnxEncoder:
+        device, threads, engine = settings.device, settings.threads, settings.engine
+        return lowered(partial(OnnxEncoder, path, device=device, threads=threads, engine=engine))
+
     encoder, *further = (load(path) for path in (settings.model, *settings.further_models))
     for loaded in (encoder, *further):
         log.info("%s runs on %s", loaded.manifest.name, loaded.engine)

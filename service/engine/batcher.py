@@ -33,6 +33,7 @@ from mexma.errors import DeadlineExceeded, EngineError, NonFiniteVector, Overloa
 from service.engine.cache import VectorCache
 from service.engine.cost import BatchCost
 from service.engine.lanes import Entry, Lane, Lanes, entries_by_receiver
+from service.engine.priority import lower
 
 log = logging.getLogger(__name__)
 Run = Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]
@@ -294,6 +295,7 @@ class Batcher:
     # The engine's thread
 
     def _work(self, generation: int) -> None:
+        lower()
         while (batch := self._next_batch(generation)) is not None:
             if not batch:
                 continue

@@ -17,6 +17,7 @@ import numpy as np
 
 from mexma.errors import MexmaError, Overloaded
 from service.engine.embedder import Embedder
+from service.engine.priority import lowered
 from service.metrics import Metrics
 from service.store.protocol import Vectors
 
@@ -149,7 +150,7 @@ class Watchdog:
         renew = getattr(self._embedder.encoder, "renew", None)
         if renew is not None:
             try:
-                await asyncio.to_thread(renew)
+                await asyncio.to_thread(lowered, renew)
             except MexmaError as error:
                 log.error("the model cannot be loaded again, the old session goes on: %s", error)
         self._embedder.batcher.restart()
