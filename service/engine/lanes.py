@@ -36,6 +36,9 @@ LOOKAHEAD = 512
 # Interactive tokens that run for each bulk token while both lanes wait.
 BULK_SHARE = 8
 
+# A client is light beside one that has so many times as much waiting, however long its texts.
+LIGHT_SHARE = 4
+
 # An interactive client is about for so long after its last request.
 ABOUT_S = 5.0
 
@@ -157,7 +160,8 @@ class Lanes:
         else:
             light = self._light_about(now, quantum)
             candidates = _fairly(
-                flows, [quantum if light and f.tokens >= quantum else inf for f in flows]
+                flows,
+                [quantum if light and not self._is_light(f, quantum) else inf for f in flows],
             )
         chosen = take_batch(
             [len(c.ids) for c in candidates],
@@ -215,11 +219,16 @@ class Lanes:
         return any(now - flow.seen <= ABOUT_S for flow in flows)
 
     def _light_about(self, now: float, quantum: float) -> bool:
-        """Whether an interactive client was seen lately that has little waiting now."""
+        """Whether a light interactive client was seen lately."""
         return any(
-            now - flow.seen <= ABOUT_S and flow.tokens < quantum
+            now - flow.seen <= ABOUT_S and self._is_light(flow, quantum)
             for flow in self._queues["interactive"].flows.values()
         )
+
+    def _is_light(self, flow: _Flow, quantum: float) -> bool:
+        """Whether little of an interactive client waits now: by itself, or beside another's."""
+        heaviest = max(f.tokens for f in self._queues["interactive"].flows.values())
+        return flow.tokens < quantum or flow.tokens * LIGHT_SHARE <= heaviest
 
     def _enqueue(self, entry: Entry, now: float) -> None:
         queue = self._queues[entry.lane]

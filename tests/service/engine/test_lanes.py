@@ -57,6 +57,18 @@ def test_an_interactive_sequence_goes_before_all_bulk_work():
     assert clients(waiting.take()) == {"job"}
 
 
+def test_a_long_text_of_a_light_client_is_not_computed_among_all_of_a_heavy_one_s():
+    waiting = Waiting(max_batch_tokens=2000, max_batch_items=100, pads=False)
+    waiting.add("heavy", *[10] * 64)
+    waiting.take()
+    waiting.add("heavy", *[10] * 64)
+    waiting.add("light", 3 * QUANTUM)
+    batch = waiting.take()
+    assert "light" in clients(batch)
+    assert tokens(batch) <= 4 * QUANTUM
+    assert tokens(waiting.take()) <= QUANTUM, "it may come again"
+
+
 def test_bulk_batches_are_larger_while_nobody_else_is_about_and_only_then():
     waiting = Waiting(max_batch_tokens=200, max_batch_items=20)
     waiting.lanes.bulk_batch_tokens = 800
@@ -64,12 +76,14 @@ def test_bulk_batches_are_larger_while_nobody_else_is_about_and_only_then():
     assert tokens(waiting.take()) == 800
     waiting.add("person", 10, now=1.0)
     assert clients(waiting.take(1.0)) == {"person"}
-    assert tokens(waiting.take(1.0)) == QUANTUM  # it has little waiting
-    waiting.add("many", *[10] * 40, now=2.0)
-    waiting.take(2.0, quantum=0)
-    waiting.take(2.0, quantum=0)
-    assert tokens(waiting.take(2.0, quantum=0)) == 200  # nobody is light, and somebody is about
-    assert tokens(waiting.take(2.0 + ABOUT_S + 1)) == 800
+    assert tokens(waiting.take(1.0)) == QUANTUM  # a light client is about
+    later = 1.0 + 2 * ABOUT_S
+    waiting.add("many", *[10] * 60, now=later)
+    batches = [waiting.take(later) for _ in range(3)]
+    assert [clients(batch) for batch in batches] == [{"many"}, {"many"}, {"job"}]
+    assert tokens(batches[2]) == 200  # one that is not light
+    waiting.take(later)
+    assert tokens(waiting.take(later + 2 * ABOUT_S)) == 800
 
 
 def test_bulk_work_fills_batches_until_an_interactive_client_is_about():
