@@ -45,7 +45,10 @@ def read(folder: Path, rows: int) -> tuple[pa.Table, NDArray[np.float32]]:
     parts = sorted(folder.glob("[0-9]*[0-9].npy"))[: -(-rows // PART_ROWS)]
     vectors = np.concatenate([np.load(part) for part in parts])[:rows].astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return pq.read_table(folder / "texts.parquet").slice(0, len(vectors)), vectors
+    texts = pq.read_table(folder / "texts.parquet").slice(0, len(vectors))
+    # A locale's name for a script, as gettext writes it, is no language tag.
+    tags = pc.replace_substring(texts["lang"].cast("string"), "@latin", "-Latn")
+    return texts.set_column(texts.column_names.index("lang"), "lang", tags), vectors
 
 
 def main() -> None:

@@ -15,23 +15,21 @@ Refuses to know: files, SQLite, which rows are alive now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import faiss as typed_faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from mexma.errors import MexmaError
+from service.store.loaded_faiss import faiss
 from service.store.protocol import Vectors
 
 Index = NDArray[np.int64]
 Sketches = NDArray[np.uint32]
 Read = Callable[[slice | Index], Vectors]
 """Vectors of some of the rows to index, float32 `[n, dim]` of length 1."""
-
-faiss: Any = typed_faiss  # its stubs lack half of what is used here
 
 TRAINING_ROWS_PER_LIST = 40
 CODES = 16
@@ -142,7 +140,8 @@ class Approximate:
             asked = tried.candidates(queries, CHECKED_FETCH, None, 1.0)
             for query, bar, places in zip(queries, bars, asked, strict=True):
                 _look(stopped)
-                found += min(int(np.count_nonzero(read(places) @ query >= bar)), wanted)
+                scores = read(places[places >= 0]) @ query
+                found += min(int(np.count_nonzero(scores >= bar)), wanted)
             return (found - len(queries)) / max((wanted - 1) * len(queries), 1)
 
         depth, probes = 1, min(LEAST_PROBES, lists)
@@ -154,8 +153,8 @@ class Approximate:
 
     def candidates(
         self, queries: Vectors, fetch: int, allowed: NDArray[np.uint8] | None, share: float
-    ) -> Iterator[Index]:
-        """For each query, `fetch` times the depth, places in `rids`, int64 `[m]`; fewer where it sees fewer.
+    ) -> Index:
+        """For each query, `fetch` times the depth, places in `rids`, int64 `[n, m]`; -1 where it sees fewer.
 
         allowed: a bit per row, little-endian, or None for all. share: of the rows, how many are
         allowed: the fewer, the more lists are read. Uses OpenMP's threads of this thread.
@@ -164,9 +163,10 @@ class Approximate:
         probes = min(int(self.probes / share), self.index.nlist)
         parameters = faiss.SearchParametersIVF(nprobe=probes, **chosen)
         fetch = min(fetch * self.depth, len(self.rids))
-        _, places = self.index.search(np.ascontiguousarray(queries), fetch, params=parameters)
-        for row in places:
-            yield row[row >= 0]
+        places: Index = self.index.search(np.ascontiguousarray(queries), fetch, params=parameters)[
+            1
+        ]
+        return places
 
 
 def _look(stopped: Callable[[], bool]) -> None:

@@ -47,7 +47,7 @@ from service.store.protocol import (
 )
 from service.store.ranking import Ranked, rank, selected
 from service.store.steps import reached
-from service.store.threads import ThreadBudget
+from service.store.threads import ThreadBudget, giving_way
 
 DATABASE = "documents.sqlite"
 FREE_TRIES = 3
@@ -411,7 +411,7 @@ class Collection:
             raise StandsBeside(f"{self.directory} is not the one that serves {self.name!r}")
 
     def back_up(self, backups: Backups) -> Backup:
-        return self._read(lambda: backups.make(self._database, self.directory))
+        return self._read(lambda: giving_way(lambda: backups.make(self._database, self.directory)))
 
     @contextmanager
     def held(self) -> Iterator[None]:

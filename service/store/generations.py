@@ -22,17 +22,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import faiss as typed_faiss
 import numpy as np
 
 from mexma.errors import StoreCorrupt
 from service.store import durable
 from service.store.approximate import Approximate, Shape
+from service.store.loaded_faiss import faiss
 from service.store.steps import reached
 
 log = logging.getLogger(__name__)
-
-faiss: Any = typed_faiss  # its stubs lack the callback writer
 
 FOLDER = "index"
 VECTORS, RIDS, SKETCHES, MANIFEST = "vectors.faiss", "rids.npy", "sketches.npy", "manifest.json"

@@ -99,12 +99,12 @@ def best(
     if query.score_threshold is not None:
         order = order[scores[order] >= query.score_threshold]
 
-    def terms(i: int) -> Terms:
-        if around is None or around_query is None:
-            return Terms(float(cosines[i]), None, None)
-        return Terms(float(cosines[i]), float(around_query), float(around[i]))
-
-    return [(int(i), float(scores[i]), terms(i)) for i in order[: query.k]]
+    order = order[: query.k]
+    found = zip(order.tolist(), scores[order].tolist(), cosines[order].tolist(), strict=True)
+    if around is None or around_query is None:
+        return [(i, score, Terms(cosine, None, None)) for i, score, cosine in found]
+    mean = float(around_query)
+    return [(i, score, Terms(cosine, mean, float(around[i]))) for i, score, cosine in found]
 
 
 def in_order(groups: Iterable[list[H]], written: Callable[[H], int]) -> list[H]:

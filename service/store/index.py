@@ -7,10 +7,9 @@ Refuses to know: SQLite, texts, ids of callers, how neighbours are found (neares
 named by position; positions ascend with rid, the number the database gives to each written row and
 never again.
 
-Rows lie in blocks of fixed size that are only ever appended to, beyond what any snapshot in use
-can see; a delete is a bit in `alive`. So a reader is never disturbed, nothing is copied as a
-collection grows, and FAISS (which forbids adding to an index while it is searched) scans blocks
-that do not move.
+Rows lie in blocks that are only ever appended to, beyond what any snapshot in use can see, each as
+large as all before it; a delete is a bit in `alive`. So a reader is never disturbed, a write copies
+no rows, rows do not move, and those of many places are gathered from few blocks.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ Index = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 BLOCK_ROWS = 16_384
+"""Of the first block; memory is taken page by page as rows are written, not before."""
 COMPACT_ABOVE_DEAD = 4_096
 """Dead rows below this are never worth a copy; above it, compaction starts when half are dead."""
 
@@ -41,17 +41,58 @@ COMPACT_ABOVE_DEAD = 4_096
 class Attached(NamedTuple):
     """An approximate index, seen from a state: the position of each of its rows, int64 `[count]`,
     -1 for one that is gone. tail: the first position that it does not cover. same: row n of the
-    index is at position n, as where nothing had been deleted before it was made."""
+    index is at position n, as where nothing had been deleted before it was made. alive: how many of
+    its rows are. bits: which, a bit per row, little-endian, uint8; None for all.
+
+    Kept from state to state, so that neither a write nor the search after it looks at each row.
+    """
 
     built: Approximate
     positions: Index
     tail: int
     same: bool
+    alive: int
+    bits: NDArray[np.uint8] | None
+
+    @classmethod
+    def to(cls, built: Approximate, rids: Index, alive: Mask, before: Attached | None) -> Attached:
+        """rids, alive: of the state's rows. before: what is attached to it, whose positions hold."""
+        old = before.built.rids if before else built.rids[:0]
+        positions = np.empty(0, np.int64)
+        if before and len(old) <= len(built.rids) and np.array_equal(old, built.rids[: len(old)]):
+            positions = before.positions
+        behind = built.rids[len(positions) :]
+        places = np.searchsorted(rids, behind)
+        there = places < len(rids)
+        there[there] = rids[places[there]] == behind[there]
+        places[~there] = -1
+        positions = np.concatenate([positions, places])
+        same = np.array_equal(positions, np.arange(len(positions)))
+        allowed = positions >= 0
+        allowed[allowed] = alive[positions[allowed]]
+        count = int(np.count_nonzero(allowed))
+        bits = None if count == len(allowed) else np.packbits(allowed, bitorder="little")
+        tail = int(np.searchsorted(rids, built.seq, side="right"))
+        return cls(built, positions, tail, same, count, bits)
+
+    def without(self, dead: Index) -> Attached:
+        """The same after these rids, which were alive, have been deleted."""
+        rids = self.built.rids
+        places = np.searchsorted(rids, dead)
+        places = places[places < len(rids)]
+        places = places[np.isin(rids[places], dead)]
+        if not len(places):
+            return self
+        full = -(-len(rids) // 8)
+        bits = np.full(full, 255, np.uint8) if self.bits is None else self.bits.copy()
+        kept = ~(1 << (places & 7)).astype(np.uint8)
+        np.bitwise_and.at(bits, places >> 3, kept)
+        return self._replace(alive=self.alive - len(places), bits=bits)
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """blocks: float32 `[BLOCK_ROWS, dim]` each, rows of length 1. rids: int64 `[count]`, ascending.
+    """blocks: float32 `[n, dim]` each, rows of length 1. rids: int64 `[count]`, ascending.
 
     codes: int32 `[count]`, places in `tags`. alive: bool `[count]`. counts: int64 `[len(tags)]`,
     rows alive of each tag. columns: the rows' metadata. neighbourhoods: what is remembered of each
@@ -70,10 +111,13 @@ class Snapshot:
     attached: Attached | None = None
     neighbourhoods: Neighbourhoods = field(default_factory=Neighbourhoods)
     number: int = 0
-    _bits: dict[str, tuple[NDArray[np.uint8] | None, float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.counts.sum())
+
+    def count(self, mask: Mask) -> int:
+        """How many rows a mask has; of all that are alive it is known."""
+        return len(self) if mask is self.alive else int(np.count_nonzero(mask))
 
     def languages(self) -> dict[str, int]:
         """Stored tag -> documents alive, by tag."""
@@ -109,9 +153,12 @@ class Snapshot:
         length 1. Only the newest state may be changed, by one thread; a state that was made
         and not used leaves no trace.
         """
-        alive, gone = self.alive.copy(), np.searchsorted(self.rids, dead)
-        alive[gone] = False
-        n_dead = len(alive) - int(np.count_nonzero(alive))
+        gone, alive, attached = np.searchsorted(self.rids, dead), self.alive, self.attached
+        if len(gone):
+            alive = _grown(self.alive, np.empty(0, np.bool_), anew=True)
+            alive[gone] = False
+            attached = attached and attached.without(dead)
+        n_dead = len(alive) - len(self) + len(gone)
         if n_dead > COMPACT_ABOVE_DEAD and 2 * n_dead > len(alive):
             kept = self._compacted(alive)
             return kept.changed(np.empty(0, np.int64), rids, tags, vectors, metadata)
@@ -127,35 +174,25 @@ class Snapshot:
             self._appended(vectors),
             _grown(self.rids, rids),
             _grown(self.codes, new_codes),
-            np.concatenate([alive, np.ones(len(rids), np.bool_)]),
+            _grown(alive, np.ones(len(rids), np.bool_)),
             tuple(codes),
             counts,
             self.columns,
-            self.attached,
+            attached,
             self.neighbourhoods,
             self.number + 1,
         )
 
     def _appended(self, vectors: Vectors) -> tuple[Vectors, ...]:
-        blocks, count, done = list(self.blocks), len(self.rids), 0
-        while done < len(vectors):
-            block, row = divmod(count + done, BLOCK_ROWS)
-            if block == len(blocks):
-                # Memory is taken page by page as rows are written, not here.
-                blocks.append(np.empty((BLOCK_ROWS, self.dim), np.float32))
-            part = vectors[done : done + BLOCK_ROWS - row]
-            blocks[block][row : row + len(part)] = part
-            done += len(part)
-        return tuple(blocks)
+        return _laid(self.blocks, len(self.rids), vectors)
 
     def _compacted(self, alive: Mask) -> Snapshot:
         """The rows that are `alive`, moved together into blocks of their own."""
         reached("compaction: begun")
         kept, blocks = np.flatnonzero(alive), tuple[Vectors, ...]()
-        for part in np.split(kept, range(BLOCK_ROWS, len(kept), BLOCK_ROWS)):
-            block = np.empty((BLOCK_ROWS, self.dim), np.float32)
-            block[: len(part)] = self.vectors(part)
-            blocks = (*blocks, block)
+        for start in range(0, len(kept), BLOCK_ROWS):
+            part = kept[start : start + BLOCK_ROWS]
+            blocks = _laid(blocks, start, self.vectors(part))
         codes = self.codes[kept]
         reached("compaction: rows moved")
         compacted = Snapshot(
@@ -175,14 +212,7 @@ class Snapshot:
 
     def attaching(self, index: Approximate) -> Snapshot:
         """The same state, with this index to ask."""
-        positions = np.searchsorted(self.rids, index.rids)
-        there = positions < len(self.rids)
-        there[there] = self.rids[positions[there]] == index.rids[there]
-        positions[~there] = -1
-        tail = int(np.searchsorted(self.rids, index.seq, side="right"))
-        same = np.array_equal(positions, np.arange(len(positions)))
-        attached = Attached(index, positions, tail, same)
-        return replace(self, attached=attached, _bits={})
+        return replace(self, attached=Attached.to(index, self.rids, self.alive, self.attached))
 
     def misfit(self, index: Approximate) -> str | None:
         """What shows that an index was made from other rows than these, if anything does."""
@@ -199,20 +229,37 @@ class Snapshot:
     def vectors(self, positions: Index) -> Vectors:
         """float32 `[len(positions), dim]`, copied."""
         out = np.empty((len(positions), self.dim), np.float32)
-        block, row = np.divmod(positions, BLOCK_ROWS)
-        for b in np.unique(block):
+        starts = np.cumsum([0, *(len(block) for block in self.blocks)])
+        block = np.searchsorted(starts, positions, side="right") - 1
+        for b in np.flatnonzero(np.bincount(block)):
             here = block == b
-            out[here] = self.blocks[b][row[here]]
+            out[here] = self.blocks[b][positions[here] - starts[b]]
         return out
 
 
-def _grown(old: Any, new: Any) -> Any:
+def _laid(blocks: tuple[Vectors, ...], count: int, vectors: Vectors) -> tuple[Vectors, ...]:
+    """`blocks`, which hold `count` rows, with `vectors` behind them."""
+    room = sum(len(block) for block in blocks)
+    while room < count + len(vectors):
+        more = np.empty((max(room, BLOCK_ROWS), vectors.shape[1]), np.float32)
+        blocks, room = (*blocks, more), room + len(more)
+    start = 0
+    for block in blocks:
+        first, end = max(count, start), min(count + len(vectors), start + len(block))
+        if first < end:
+            block[first - start : end - start] = vectors[first - count : end - count]
+        start += len(block)
+    return blocks
+
+
+def _grown(old: Any, new: Any, *, anew: bool = False) -> Any:
     """`old` with `new` behind it, in the memory behind `old` where there is room.
 
-    What lies there belongs to no state that is in use: only the newest one is changed.
+    What lies there belongs to no state that is in use: only the newest one is changed. anew: in
+    memory of its own, so that what is changed in it is changed for no other state.
     """
     base, total = (old if old.base is None else old.base), len(old) + len(new)
-    if total > len(base):
+    if anew or total > len(base):
         base = np.empty(max(1024, total + total // 2), old.dtype)
         base[: len(old)] = old
     base[len(old) : total] = new

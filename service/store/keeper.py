@@ -9,16 +9,13 @@ Refuses to know: what the jobs are.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 
-import faiss
+from service.store.loaded_faiss import faiss
+from service.store.threads import give_way
 
 log = logging.getLogger(__name__)
-
-NICENESS = 15
 
 
 class Keeper:
@@ -54,8 +51,7 @@ class Keeper:
         self._thread.join()
 
     def _work(self) -> None:
-        with suppress(OSError):  # some sandboxes forbid it; then builds compete as equals
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        give_way()
         faiss.omp_set_num_threads(self._threads)
         while True:
             with self._changed:

@@ -12,8 +12,8 @@ Refuses to know: SQLite, texts, margins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ def nearest(
     queries: float32 `[n, dim]` of length 1. Returns n times what was found, k rows or all
     of the mask. Not `exact`: an index may be asked, and then near ones may be missing.
     """
-    matching = int(np.count_nonzero(mask))
+    matching = snapshot.count(mask)
     planned = plan(
         matching=matching,
         documents=len(snapshot),
@@ -63,95 +63,146 @@ def nearest(
     for start in range(0, len(queries), SCAN_QUERIES):
         part = queries[start : start + SCAN_QUERIES]
         if planned.approximate and snapshot.attached is not None:
-            proposed = _proposed(snapshot, part, planned.fetch, mask, snapshot.attached)
-            results += [
-                _chosen(snapshot, q, p, k, mask) for q, p in zip(part, proposed, strict=True)
-            ]
+            results += _asked(snapshot, part, k, mask, snapshot.attached, fetch=planned.fetch)
         else:
             results += [Found(*found, matching) for found in _nearest(snapshot, part, k, mask)]
     return results
 
 
-def _chosen(snapshot: Snapshot, query: Vectors, proposed: Index, k: int, mask: Mask) -> Found:
-    """The k best of the rows an index proposed; of all, where it proposed fewer than k."""
-    if len(proposed) >= k:
-        return Found(*_best(snapshot, query, proposed, k), len(proposed), True)
-    [found] = _nearest(snapshot, query[None], k, mask)
-    return Found(*found, int(np.count_nonzero(mask)))
-
-
-def _proposed(
-    snapshot: Snapshot, queries: Vectors, fetch: int, mask: Mask, attached: Attached
-) -> Iterator[Index]:
-    """Per query, positions int64 `[m]` of candidates: the index's, and the tail's nearest."""
-    bits, share = _allowed(snapshot, mask, attached)
-    none: list[Index] = [np.empty(0, np.int64)] * len(queries)
-    old, new = none, none
+def _asked(
+    snapshot: Snapshot, queries: Vectors, k: int, mask: Mask, attached: Attached, *, fetch: int
+) -> list[Found]:
+    """The k best of `fetch` rows an index proposes and of the tail; of all, where these are fewer."""
+    allowed, share = _allowed(snapshot, mask, attached)
+    proposed = np.empty((len(queries), 0), np.int64)
     if share:
         with snapshot.threads.take(len(queries)):
-            places = [*attached.built.candidates(queries, fetch, bits, share)]
-        old = [attached.positions[p] for p in places]
-    if n_behind := int(np.count_nonzero(mask[attached.tail :])):
-        behind = np.zeros_like(mask)
-        behind[attached.tail :] = mask[attached.tail :]
-        new = [p for p, _ in scan.best(snapshot, queries, min(fetch, n_behind), behind)]
-    for a, b in zip(old, new, strict=True):
-        yield np.concatenate([a, b])
+            places = attached.built.candidates(queries, fetch, allowed, share)
+        proposed = np.where(places < 0, -1, attached.positions[places])
+    positions, cosines = _best(snapshot, queries, proposed, k)
+    counts = np.count_nonzero(proposed >= 0, axis=1)
+    behind = int(np.count_nonzero(mask[attached.tail :]))
+    if behind:
+        tail = _nearest(snapshot, queries, k, mask, attached.tail)
+        positions = np.hstack([positions, np.stack([found for found, _ in tail])])
+        cosines = np.hstack([cosines, np.stack([scores for _, scores in tail])])
+        order = np.lexsort((positions, -cosines))[:, :k]
+        positions, cosines = _along(positions, order), _along(cosines, order)
+    results = []
+    for row, compared in enumerate((counts + behind).tolist()):
+        if compared >= k:
+            results.append(Found(positions[row], cosines[row], compared, True))
+        else:
+            [found] = _nearest(snapshot, queries[row : row + 1], k, mask)
+            results.append(Found(*found, snapshot.count(mask)))
+    return results
 
 
 def _allowed(
     snapshot: Snapshot, mask: Mask, attached: Attached
 ) -> tuple[NDArray[np.uint8] | None, float]:
     """The rows of `mask` as a bit per row of the index, None for all, and their share."""
-    key = "alive" if mask is snapshot.alive else ""
-    if key not in snapshot._bits:
-        positions = attached.positions
-        allowed = mask[: len(positions)] if attached.same else mask[positions] & (positions >= 0)
-        count, bits = int(np.count_nonzero(allowed)), None
-        if count < len(allowed):
-            bits = np.packbits(allowed, bitorder="little")
-        if not key:
-            return bits, count / max(len(allowed), 1)
-        snapshot._bits[key] = bits, count / max(len(allowed), 1)
-    return snapshot._bits[key]
+    positions = attached.positions
+    if mask is snapshot.alive:
+        return attached.bits, attached.alive / max(len(positions), 1)
+    allowed = mask[: len(positions)] if attached.same else mask[positions] & (positions >= 0)
+    count, bits = int(np.count_nonzero(allowed)), None
+    if count < len(allowed):
+        bits = np.packbits(allowed, bitorder="little")
+    return bits, count / max(len(allowed), 1)
 
 
 def _nearest(
-    snapshot: Snapshot, queries: Vectors, k: int, mask: Mask
+    snapshot: Snapshot, queries: Vectors, k: int, mask: Mask, first: int = 0
 ) -> list[tuple[Index, Vectors]]:
-    available = int(np.count_nonzero(mask))
+    """Per query the k best rows of the mask at positions from `first` on, or all of them."""
+    available = int(np.count_nonzero(mask[first:])) if first else snapshot.count(mask)
     k = min(k, available)
     results: list[tuple[Index, Vectors]] = [(np.empty(0, np.int64), np.empty(0, np.float32))]
     results *= len(queries)
     pending, fetch = (np.arange(len(queries)) if k else np.empty(0, np.int64)), k + SLACK
     while len(pending):
         if fetch >= available:
-            everything = np.flatnonzero(mask)
+            everything = np.flatnonzero(mask[first:]) + first
             for q in pending:
-                results[q] = _best(snapshot, queries[q], everything, k)
+                results[q] = _all(snapshot, queries[q], everything, k)
             break
-        unsure = []
-        for q, (positions, floor) in zip(
-            pending, scan.best(snapshot, queries[pending], fetch, mask), strict=True
-        ):
-            results[q] = _best(snapshot, queries[q], positions, k)
-            # A product adds in float32, in an order of its own: two unit vectors' product may be
-            # off by dim * 2^-24. Only below that is a row not fetched certainly not better.
-            if results[q][1][-1] <= floor + 2 * snapshot.dim * 2.0**-24:
-                unsure.append(q)
-        pending, fetch = np.array(unsure, np.int64), fetch * 4
+        found = [*scan.best(snapshot, queries[pending], fetch, mask, first)]
+        floors = np.array([floor for _, floor in found])
+        positions, cosines = _exactly(
+            snapshot, queries[pending], np.stack([rows for rows, _ in found])
+        )
+        for n, q in enumerate(pending):
+            results[q] = positions[n, :k], cosines[n, :k]
+        pending, fetch = pending[cosines[:, k - 1] <= floors + _slip(snapshot.dim)], fetch * 4
     return results
 
 
-def _best(snapshot: Snapshot, query: Vectors, positions: Index, k: int) -> tuple[Index, Vectors]:
-    """The k best of `positions`, by cosines added in float64 and rounded to float32."""
-    wide = query.astype(np.float64)
-    cosines = np.empty(len(positions), np.float32)
-    for start in range(0, len(positions), GATHER_ROWS):
-        rows = snapshot.vectors(positions[start : start + GATHER_ROWS]).astype(np.float64)
-        cosines[start : start + GATHER_ROWS] = np.einsum("nd,d->n", rows, wide).clip(-1, 1)
-    order = np.lexsort((positions, -cosines))[:k]
-    return positions[order], cosines[order]
+def _slip(dim: int) -> float:
+    """How much a row that was left out may be better than it scored.
+
+    A product adds in float32, in an order of its own: two unit vectors' product may be off by
+    dim * 2^-24. Only below that is a row not fetched certainly not better.
+    """
+    return 2 * dim * 2.0**-24
+
+
+def _best(snapshot: Snapshot, queries: Vectors, proposed: Index, k: int) -> tuple[Index, Vectors]:
+    """Per query the k best of `proposed`, int64 `[n, m]`, -1 for none; positions and cosines
+    `[n, min(k, m)]`, where none are left -1 and -inf."""
+    fetch = k + SLACK
+    if fetch >= proposed.shape[1]:
+        positions, cosines = _exactly(snapshot, queries, proposed)
+        return positions[:, :k], cosines[:, :k]
+    # Exact cosines take three times as long as products, so most are left out by those.
+    rows = snapshot.vectors(proposed.ravel().clip(0)).reshape(*proposed.shape, snapshot.dim)
+    rough = np.matmul(rows, queries[:, :, None])[:, :, 0]
+    rough[proposed < 0] = -np.inf
+    order = np.argpartition(-rough, fetch, axis=1)
+    chosen = order[:, :fetch]
+    positions, cosines = _exactly(
+        snapshot, queries, _along(proposed, chosen),
+        _along(rows, chosen),
+    )  # fmt: skip
+    floors = _along(rough, order[:, fetch:]).max(axis=1)
+    unsure = np.flatnonzero(cosines[:, k - 1] <= floors + _slip(snapshot.dim))
+    if len(unsure):
+        again = _exactly(snapshot, queries[unsure], proposed[unsure], rows[unsure])
+        positions[unsure], cosines[unsure] = (found[:, :fetch] for found in again)
+    return positions[:, :k], cosines[:, :k]
+
+
+def _exactly(
+    snapshot: Snapshot, queries: Vectors, positions: Index, rows: Vectors | None = None
+) -> tuple[Index, Vectors]:
+    """Positions int64 `[n, m]`, -1 for none, in the order of their cosines, and these.
+
+    Cosines are added in float64, in one order wherever they are asked for, and rounded to
+    float32. rows: the vectors, float32 `[n, m, dim]`, if they are there already.
+    """
+    if rows is None:
+        rows = snapshot.vectors(positions.ravel().clip(0)).reshape(*positions.shape, snapshot.dim)
+    sums = np.einsum("nmd,nd->nm", rows.astype(np.float64), queries.astype(np.float64))
+    cosines = sums.clip(-1, 1).astype(np.float32)
+    cosines[positions < 0] = -np.inf
+    order = np.lexsort((positions, -cosines))
+    return _along(positions, order), _along(cosines, order)
+
+
+def _along(values: Any, chosen: Index) -> Any:
+    """Of each row of `values`, `[n, m, ...]`, the entries `chosen`, int64 `[n, k]`."""
+    return values[np.arange(len(chosen))[:, None], chosen]
+
+
+def _all(snapshot: Snapshot, query: Vectors, positions: Index, k: int) -> tuple[Index, Vectors]:
+    """The k best of many positions, int64 `[m]`, for one query, some at a time."""
+    parts = [
+        _exactly(snapshot, query[None], positions[None, start : start + GATHER_ROWS])
+        for start in range(0, len(positions), GATHER_ROWS)
+    ]
+    everything, cosines = (np.concatenate(some, axis=1)[0] for some in zip(*parts, strict=True))
+    order = np.lexsort((everything, -cosines))[:k]
+    return everything[order], cosines[order]
 
 
 def neighbourhood(snapshot: Snapshot, positions: Index, *, exact: bool = True) -> Vectors:

@@ -80,7 +80,7 @@ def _rank_under(
     snapshot: Snapshot, queries: Vectors, query: Query, mask: Mask
 ) -> list[Ranking[Ranked]]:
     """Rank rows that share one filter."""
-    matching = int(np.count_nonzero(mask))
+    matching = snapshot.count(mask)
     around: Vectors | None = None
     if query.score == "margin" and matching:
         nearby = nearest(snapshot, queries, NEIGHBOURHOOD, mask, exact=query.exact)
@@ -125,10 +125,10 @@ def _ordered(
     if around_query is not None:
         around = neighbourhood(snapshot, found.positions, exact=query.exact)
     chosen = best(query, found.cosines, found.positions, around_query, around)
-    positions = [int(found.positions[i]) for i, _, _ in chosen]
+    positions = found.positions[[i for i, _, _ in chosen]]
+    rows = zip(snapshot.rids[positions].tolist(), positions.tolist(), chosen, strict=True)
     return [
-        Ranked(int(snapshot.rids[position]), position, score=score, terms=terms)
-        for position, (_, score, terms) in zip(positions, chosen, strict=True)
+        Ranked(rid, position, score=score, terms=terms) for rid, position, (_, score, terms) in rows
     ]
 
 

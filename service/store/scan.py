@@ -23,7 +23,9 @@ from service.store.protocol import Vectors
 
 TILE_SCORES = 262_144
 """Scores of one product, so that they fit a core's cache: 64 queries with 4,096 rows. A tile does not
-go beyond a block; with few queries it is one."""
+go beyond a block."""
+MOST_ROWS = 16_384
+"""Of a tile, with few queries, so that there are tiles for all threads."""
 GATHER_SHARE = 0.25
 """Rows that may be found are copied together where they are a smaller share of a tile than this."""
 
@@ -46,15 +48,17 @@ class _Tile(NamedTuple):
 
 
 def best(
-    snapshot: Snapshot, queries: Vectors, fetch: int, mask: Mask
+    snapshot: Snapshot, queries: Vectors, fetch: int, mask: Mask, first: int = 0
 ) -> Iterator[tuple[Index, float]]:
     """Per query, positions int64 `[fetch]` of the best rows of `mask`, and the score of the last.
 
-    queries: float32 `[n, dim]`. At least `fetch` rows must be in the mask. No row that is left out
-    scores higher than the last, as scored here.
+    queries: float32 `[n, dim]`. At least `fetch` rows must be in the mask, those at positions below
+    `first` not counted: they are not looked at. No other row that is left out scores higher than the
+    last, as scored here.
     """
     found = _Best(len(queries), fetch)
-    tiles = list(_tiles(snapshot, mask, max(1, TILE_SCORES // len(queries))))
+    most = max(1, min(MOST_ROWS, TILE_SCORES // len(queries)))
+    tiles = list(_tiles(snapshot, mask, most, first))
     with snapshot.threads.take(max(1, len(queries), len(tiles) // 4)) as threads:
         waiting = iter(tiles)
         found.add(queries, next(waiting))
@@ -70,14 +74,16 @@ def best(
     yield from found.results()
 
 
-def _tiles(snapshot: Snapshot, mask: Mask, most: int) -> Iterator[_Tile]:
-    """The rows of `mask`, `most` at a time; tiles without any are passed over."""
-    for number, block in enumerate(snapshot.blocks):
-        for row in range(0, len(block), most):
-            start = number * len(block) + row
-            here = mask[start : min(start + most, (number + 1) * len(block))]
+def _tiles(snapshot: Snapshot, mask: Mask, most: int, first: int) -> Iterator[_Tile]:
+    """The rows of `mask` from `first` on, `most` at a time; tiles without any are passed over."""
+    begin = 0  # of the block
+    for block in snapshot.blocks:
+        end = min(begin + len(block), len(mask))
+        for start in range(max(begin, first), end, most):
+            here = mask[start : min(start + most, end)]
             if here.any():
-                yield _Tile(block[row : row + len(here)], start, here)
+                yield _Tile(block[start - begin :][: len(here)], start, here)
+        begin += len(block)
 
 
 class _Best:

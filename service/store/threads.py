@@ -8,18 +8,22 @@ that scans, at each scan, and the sum over all scans at one time stays within th
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TypeVar
 
-import faiss
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from service.store.loaded_faiss import faiss
+
 T = TypeVar("T")
+
+NICENESS = 15
 
 
 class ThreadBudget:
@@ -59,6 +63,19 @@ class ThreadBudget:
         """
         helpers = [self._helpers.submit(work) for _ in range(threads - 1)]
         return [work(), *(helper.result() for helper in helpers)]
+
+
+def give_way() -> None:
+    """Let this thread, and those that FAISS starts from it, take what cores searches leave over."""
+    with suppress(OSError):  # some sandboxes forbid it; then it competes as an equal
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def giving_way(work: Callable[[], T]) -> T:
+    """What `work` returns or raises, done by a thread of its own that gives way."""
+    # Of its own: without privileges a thread cannot take its niceness back.
+    with ThreadPoolExecutor(1, "aside", initializer=give_way) as thread:
+        return thread.submit(work).result()
 
 
 @cache

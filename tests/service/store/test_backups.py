@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from contextlib import closing
@@ -13,9 +14,11 @@ import pytest
 from mexma.errors import BackupNotFound, StoreCorrupt, StoreError, StoreFailed
 from service import index_command
 from service.store import backups, caretaker, durable, planner
+from service.store.database import Database
 from service.store.generations import VECTORS
 from service.store.local import LocalStore
 from service.store.protocol import Document, Query, Selection
+from service.store.threads import NICENESS
 
 from .crash_worker import DIM, PRINT, vector_of
 from .test_index import flip
@@ -54,6 +57,22 @@ def test_a_backup_is_of_one_moment_while_a_writer_writes(tmp_path):
         texts = everything(store)
         assert len(texts) == backup.count
         assert texts.get("left") == texts.get("right")
+    store.close()
+
+
+def test_a_backup_gives_way_to_searches(tmp_path, monkeypatch):
+    """Its thread is niced, and the one that asked for it stays as it was."""
+    seen, copy = [], Database.copy_to
+
+    def noticed(*arguments):
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return copy(*arguments)
+
+    monkeypatch.setattr(Database, "copy_to", noticed)
+    store, own = filled(tmp_path, "a"), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    store.back_up("a")
+    assert seen == [max(own, NICENESS)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
     store.close()
 
 

@@ -107,15 +107,15 @@ def test_a_write_costs_one_comparison_with_what_it_wrote(monkeypatch):
     nearest.neighbourhood(rows.snapshot, asked)
     assert compared == [], "nothing was written"
     rows.change(9, 0)
-    monkeypatch.setattr(nearest, "_best", _counted(nearest._best, compared))
+    monkeypatch.setattr(nearest, "_exactly", _counted(nearest._exactly, compared))
     nearest.neighbourhood(rows.snapshot, asked)
     assert 0 < sum(compared) <= 200 * 9, "200 rows and 9 new ones; anew it would be 200 times 309"
 
 
-def _counted(best, compared):
-    def counting(snapshot, query, positions, k):
-        compared.append(len(positions))
-        return best(snapshot, query, positions, k)
+def _counted(exactly, compared):
+    def counting(snapshot, queries, positions):
+        compared.append(positions.size)
+        return exactly(snapshot, queries, positions)
 
     return counting
 

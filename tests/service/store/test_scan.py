@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController
 
-from service.store import index, scan
+from service.store import index, loaded_faiss, scan
 from service.store.index import Snapshot
 from service.store.threads import ThreadBudget
 
@@ -49,6 +54,41 @@ def test_no_better_row_is_left_out(threads, kinds, share):
                 assert last == pytest.approx(float(scores[q, found].min()), abs=1e-5)
                 others = np.setdiff1d(allowed, found)
                 assert scores[q, others].max(initial=-9) <= last + 1e-5
+
+
+def test_rows_before_the_first_are_not_looked_at():
+    snapshot, queries = rows(1_234, 5_000, 2), np.eye(DIM, dtype=np.float32)[:3]
+    mask = np.ones(1_234, np.bool_)
+    for first in (0, 99, 100, 101, 777, 1_230):
+        snapshot.blocks[0][:] = np.nan if first >= 100 else 1
+        scores = queries @ snapshot.vectors(np.arange(first, 1_234)).T
+        for q, (found, last) in enumerate(scan.best(snapshot, queries, 4, mask, first)):
+            assert sorted(scores[q, found - first])[0] == pytest.approx(last, abs=1e-6)
+            assert np.sort(scores[q])[-4] == pytest.approx(last, abs=1e-6)
+
+
+def test_faiss_is_told_which_processor_this_is():
+    """Its library does not know newer ones, and takes them for much older ones."""
+    script = """
+import json, os, sys
+before = dict(os.environ)
+import service.store.approximate
+from threadpoolctl import ThreadpoolController
+assert dict(os.environ) == before
+seen = {}
+for library in ThreadpoolController().info():
+    if library["user_api"] == "blas":
+        seen["faiss" if "faiss" in library["filepath"] else "numpy"] = library["architecture"]
+json.dump(seen, sys.stdout)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != loaded_faiss.VARIABLE}
+    seen = json.loads(subprocess.check_output([sys.executable, "-c", script], env=environment))
+    told = loaded_faiss.NEWER.get(seen["numpy"], seen["numpy"])
+    assert told not in loaded_faiss.KNOWN or seen["faiss"] == told
+    chosen = environment | {loaded_faiss.VARIABLE: "Haswell"}
+    asked = script.replace("json.dump(seen", 'json.dump({"faiss": seen["faiss"]}')
+    seen = json.loads(subprocess.check_output([sys.executable, "-c", asked], env=chosen))
+    assert seen["faiss"] == "Haswell", "who has chosen already is left alone"
 
 
 def test_a_product_takes_the_thread_that_asks_for_it():
