@@ -103,7 +103,20 @@ class Approximate:
     def extended(
         self, rids: Index, seq: int, read: Read, stopped: Callable[[], bool]
     ) -> Approximate:
-        """A copy with the rows `rids` behind those it has; this one can be searched meanwhile."""
+        """A copy with the rows `rids` behind those it has; this one can be searched meanwhile.
+
+        In one thread: it comes often while much is written, and searches need the other cores.
+        """
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)
+        try:
+            return self._extended(rids, seq, read, stopped)
+        finally:
+            faiss.omp_set_num_threads(threads)
+
+    def _extended(
+        self, rids: Index, seq: int, read: Read, stopped: Callable[[], bool]
+    ) -> Approximate:
         rows = len(self.rids) + len(rids)
         shape = replace(self.shape, bytes=self.shape.bytes * rows // max(len(self.rids), 1))
         longer = replace(self, shape=shape)

@@ -319,6 +319,25 @@ def test_an_index_grows_by_its_tail_and_is_made_anew_without_its_dead(tmp_path, 
     store.close()
 
 
+def test_what_is_taken_in_often_takes_one_thread(tmp_path, monkeypatch):
+    store = filled(tmp_path, 400)
+    store.close()
+    seen, fill = [], Approximate._filled
+
+    def noticed(*arguments):
+        seen.append(faiss.omp_get_max_threads())
+        return fill(*arguments)
+
+    monkeypatch.setattr(Approximate, "_filled", noticed)
+    store = LocalStore(tmp_path, threads=3)
+    put(store, rows_of(301, seed=1), first=1_000)
+    store.settle()
+    store.delete("c", [f"d{i}" for i in range(300)])  # anew, without its dead
+    store.settle()
+    assert seen == [1, 3]
+    store.close()
+
+
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 16
