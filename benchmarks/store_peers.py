@@ -4,16 +4,13 @@
     ENGINES                  what there is, by name
 
 A process of its own, so that the memory of each is its own, and so that no library's threads
-disturb another's. An engine is built from FOLDER/vectors.npy (float32 `[n, dim]`, unit rows) and
-FOLDER/texts.json, and answers with row numbers.
+disturb another's.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import multiprocessing
-import os
 import socket
 import subprocess
 import sys
@@ -23,207 +20,110 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pymilvus import DataType, MilvusClient, MilvusException
 
-THREADS = len(os.sched_getaffinity(0))
-LINKS, BUILD_WIDTH = 32, 100  # of each graph, as the store's own was
+from benchmarks.store_engine import BUILD_WIDTH, LINKS, Engine, marks, memory_mb
+from benchmarks.store_libraries import FaissFlat, FaissHnsw, Hnswlib, Usearch
+from service.__main__ import SWITCH_INTERVAL_S
+from service.store.filters import Exists
+from service.store.local import LocalStore
+from service.store.protocol import Document, Query
 
-
-def memory_mb(pid: int | str = "self") -> float:
-    """Memory of a process that is its own: not the files it has mapped."""
-    status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    [kb] = [line.split()[1] for line in status if line.startswith("RssAnon")]
-    return int(kb) / 1024
-
-
-class Engine:
-    """width: how hard an approximate search tries, in the engine's own unit; 0 its default."""
-
-    widths: tuple[int, ...] = (0,)
-    filters = True
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-        self.rows, self.dim = self.vectors.shape
-
-    def build(self) -> dict[str, float]:
-        """Seconds and MB that it took."""
-        import faiss
-
-        faiss.omp_set_num_threads(THREADS)
-        before, began = memory_mb(), time.perf_counter()
-        self.fill()
-        took = time.perf_counter() - began
-        ctypes.CDLL(None).malloc_trim(0)
-        return {"seconds": took, "mb": self.memory() - before}
-
-    def memory(self) -> float:
-        return memory_mb()
-
-    def fill(self) -> None:
-        raise NotImplementedError
-
-    def search(self, queries: Any, k: int, width: int, mark: str = "") -> list[list[int]]:
-        """mark: only rows that carry it, see `marks`."""
-        raise NotImplementedError
-
-    def timed(
-        self, queries: Any, k: int, width: int, batch: int, mark: str = ""
-    ) -> tuple[float, list[list[int]]]:
-        """Queries a second in calls of `batch`, and what was found."""
-        found: list[list[int]] = []
-        began = time.perf_counter()
-        for start in range(0, len(queries), batch):
-            found += self.search(queries[start : start + batch], k, width, mark)
-        return len(queries) / (time.perf_counter() - began), found
-
-
-def marks(rows: int) -> dict[str, Any]:
-    """bool `[rows]` by name: 10 %, 1 % and 0.1 % of the rows."""
-    draw = np.random.default_rng(1).random(rows)
-    return {"m100": draw < 0.1, "m10": draw < 0.01, "m1": draw < 0.001}
+TEXT = "A sentence of some length."
 
 
 class Store(Engine):
-    """The whole store: texts, metadata, SQLite, and an answer that is read from it."""
+    """The whole store: texts, metadata, SQLite, and an answer that is read from it. Its width is the
+    recall that it is asked for, in %."""
+
+    widths = (90, 93, 95, 96, 97, 98, 99)
+
+    durable = "on disk (one sync for all writes that come at one time), whole or not there"
 
     def fill(self) -> None:
-        from service.store.local import LocalStore
-        from service.store.protocol import Document
-
+        sys.setswitchinterval(SWITCH_INTERVAL_S)  # as the service does
         self.store = LocalStore(self.folder / "store", index_memory_bytes=16 << 30)
-        if not self.store.list():
-            self.store.create("c", self.dim, "encoder")
-            texts = json.loads((self.folder / "texts.json").read_text())
-            chosen = marks(self.rows)
-            for start in range(0, self.rows, 1_000):
-                end = min(start + 1_000, self.rows)
-                documents = [
-                    Document(
-                        str(n), *texts[n], {mark: True for mark, has in chosen.items() if has[n]}
-                    )
-                    for n in range(start, end)
-                ]
-                self.store.upsert("c", documents, np.array(self.vectors[start:end]), "encoder")
+        self.store.create("c", self.dim, "encoder")
+        there = self.store.describe("c").count  # where an earlier run was stopped
+        texts = json.loads((self.folder / "texts.json").read_text()) if there < self.rows else []
+        chosen = marks(self.rows)
+        for start in range(there, self.rows, 1_000):
+            end = min(start + 1_000, self.rows)
+            documents = [
+                Document(str(n), *texts[n], {mark: True for mark, has in chosen.items() if has[n]})
+                for n in range(start, end)
+            ]
+            self.store.upsert("c", documents, np.array(self.vectors[start:end]), "encoder")
+            self.progress(end)
         self.store.settle()
 
     def search(self, queries: Any, k: int, width: int, mark: str = "") -> list[list[int]]:
-        from service.store.filters import Exists
-        from service.store.protocol import Query
+        query = Query(k=k, filter=Exists((mark,)) if mark else None, recall=width / 100)
+        found = self.store.search("c", queries, query, "encoder")
+        return [[int(hit.id) for hit in hits] for hits in found]
 
-        query = Query(k=k, exact=width < 0, filter=Exists((mark,)) if mark else None)
-        return [
-            [int(h.id) for h in hits] for hits in self.store.search("c", queries, query, "encoder")
-        ]
+    def prepare_writes(self) -> None:
+        self.store.create("w", self.dim, "encoder")
+
+    def write(self, caller: int, first: int, documents: int) -> None:
+        some = [Document(f"{caller} {first + i}", TEXT, "en") for i in range(documents)]
+        self.store.upsert("w", some, np.array(self.vectors[:documents]), "encoder")
+
+    def forget_writes(self) -> None:
+        self.store.drop("w")
 
     def state(self) -> str:
         return str(self.store.describe("c").index_state)
 
     def latencies(self, queries: Any, disturbed: bool) -> list[float]:
-        """ms of each search, one at a time; disturbed: while 1,000 documents/s are written, and
-        a snapshot is taken."""
-        from service.store.protocol import Document, Query
-
-        over, written = threading.Event(), [0]
+        """ms of each search, one at a time; disturbed: while 1,000 documents/s are written in writes of
+        50, and snapshots are taken, for as long as the first of these takes."""
+        over, whole, written = threading.Event(), threading.Event(), [0]
 
         def write() -> None:
             began = time.perf_counter()
             while not over.wait(max(0, began + written[0] / 1_000 - time.perf_counter())):
                 n = written[0]
                 documents = [Document(f"new {n + i}", "A new text.", "en") for i in range(50)]
-                some = np.array(self.vectors[n : n + 50]) + np.float32(0.01)
+                first = n % (self.rows - 50)
+                some = np.array(self.vectors[first : first + 50]) + np.float32(0.01)
                 self.store.upsert("c", documents, some, "encoder")
                 written[0] += 50
 
-        threads = [threading.Thread(target=write)]
-        threads.append(threading.Thread(target=lambda: self.store.back_up("c")))
-        if disturbed:
-            for thread in threads:
-                thread.start()
-        took, began = [], time.perf_counter()
-        for query in queries:
+        def back_up() -> None:
+            while not over.is_set():
+                self.store.remove_backup("c", self.store.back_up("c").id)
+                whole.set()
+
+        threads = [threading.Thread(target=work) for work in (write, back_up)] if disturbed else []
+        for thread in threads:
+            thread.start()
+        took: list[float] = []
+        began = time.perf_counter()
+        while len(took) < len(queries) or (disturbed and not whole.is_set()):
             start = time.perf_counter()
-            self.store.search("c", query[None], Query(), "encoder")
+            self.store.search("c", queries[len(took) % len(queries)][None], Query(), "encoder")
             took.append(1_000 * (time.perf_counter() - start))
         self.written_per_second = written[0] / (time.perf_counter() - began)
         over.set()
-        if disturbed:
-            for thread in threads:
-                thread.join()
+        for thread in threads:
+            thread.join()
+        self.store.delete("c", [f"new {n}" for n in range(written[0])])
+        self.store.settle()
         return took
 
-    def writes(self) -> float:
+    def written(self) -> float:
+        """Documents a second, while latencies were measured."""
         return self.written_per_second
-
-
-class FaissFlat(Engine):
-    def fill(self) -> None:
-        import faiss
-
-        self.index = faiss.IndexFlatIP(self.dim)
-        self.index.add(np.ascontiguousarray(self.vectors))
-
-    def search(self, queries: Any, k: int, width: int, mark: str = "") -> list[list[int]]:
-        import faiss
-
-        parameters = None
-        if mark:
-            bits = np.packbits(marks(self.rows)[mark], bitorder="little")
-            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
-        found: list[list[int]] = self.index.search(queries, k, params=parameters)[1].tolist()
-        return found
-
-
-class FaissHnsw(Engine):
-    widths = (16, 24, 32, 48, 64, 96, 128, 192, 256)
-
-    def fill(self) -> None:
-        import faiss
-
-        self.index = faiss.IndexHNSWFlat(self.dim, LINKS)
-        self.index.hnsw.efConstruction = BUILD_WIDTH
-        self.index.add(np.ascontiguousarray(self.vectors))
-
-    def search(self, queries: Any, k: int, width: int, mark: str = "") -> list[list[int]]:
-        import faiss
-
-        chosen = {}
-        if mark:
-            bits = np.packbits(marks(self.rows)[mark], bitorder="little")
-            chosen = {"sel": faiss.IDSelectorBitmap(bits)}
-        parameters = faiss.SearchParametersHNSW(efSearch=width, **chosen)
-        found: list[list[int]] = self.index.search(queries, k, params=parameters)[1].tolist()
-        return found
-
-
-class Hnswlib(Engine):
-    widths = FaissHnsw.widths
-    filters = False
-
-    def fill(self) -> None:
-        import hnswlib
-
-        self.index = hnswlib.Index("ip", self.dim)
-        self.index.init_index(self.rows, M=LINKS, ef_construction=BUILD_WIDTH)
-        self.index.set_num_threads(THREADS)
-        self.index.add_items(self.vectors)
-
-    def search(self, queries: Any, k: int, width: int, mark: str = "") -> list[list[int]]:
-        if mark:
-            raise NotImplementedError("its filter calls Python for each row that it looks at")
-        self.index.set_ef(width)
-        found: list[list[int]] = self.index.knn_query(queries, k)[0].tolist()
-        return found
 
 
 class MilvusLite(Engine):
     """A server of its own, over gRPC, as its clients use it. Its memory is the server's."""
 
     widths = FaissHnsw.widths
+    durable = "in its log, which is not synced: safe from a killed process, not from a power cut"
 
     def fill(self) -> None:
-        from pymilvus import DataType, MilvusClient, MilvusException
-
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -241,6 +141,9 @@ class MilvusLite(Engine):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
+        if self.client.has_collection("c"):  # of an earlier run
+            self.client.load_collection("c")
+            return
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.dim)
@@ -257,13 +160,14 @@ class MilvusLite(Engine):
                 [
                     {
                         "id": n,
-                        "vector": self.vectors[n].tolist(),
+                        "vector": np.array(self.vectors[n]),
                         "text": texts[n][0],
                         **{mark: bool(has[n]) for mark, has in chosen.items()},
                     }
                     for n in range(start, end)
                 ],
             )
+            self.progress(end)
         index = MilvusClient.prepare_index_params()
         parameters = {"M": LINKS, "efConstruction": BUILD_WIDTH}
         index.add_index("vector", index_type="HNSW", metric_type="COSINE", params=parameters)
@@ -284,6 +188,23 @@ class MilvusLite(Engine):
         )
         return [[hit["id"] for hit in hits] for hits in found]
 
+    def prepare_writes(self) -> None:
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", DataType.VARCHAR, max_length=100, is_primary=True)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.dim)
+        schema.add_field("text", DataType.VARCHAR, max_length=1_000)
+        self.client.create_collection("w", schema=schema)
+
+    def write(self, caller: int, first: int, documents: int) -> None:
+        some = [
+            {"id": f"{caller} {first + i}", "vector": np.array(self.vectors[i]), "text": TEXT}
+            for i in range(documents)
+        ]
+        self.client.upsert("w", some)
+
+    def forget_writes(self) -> None:
+        self.client.drop_collection("w")
+
     def stop(self) -> None:
         self.server.terminate()
         self.server.wait(30)
@@ -294,6 +215,7 @@ ENGINES: dict[str, type[Engine]] = {
     "FAISS Flat": FaissFlat,
     "FAISS HNSW": FaissHnsw,
     "hnswlib": Hnswlib,
+    "usearch": Usearch,
     "Milvus Lite": MilvusLite,
 }
 

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from service.schemas import TRUNCATE, ItemError, Text, Truncation, Whole
+from service.store.protocol import LEAST_RECALL, MOST_RECALL, RECALL
 
 CollectionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -281,6 +282,13 @@ class SearchRequest(SelectionRequest):
     )
     score_threshold: float | None = Field(None, description="Drop results that score lower.")
     exact: bool = Field(False, description="Compare with every document, no approximation.")
+    recall: float = Field(
+        RECALL,
+        ge=LEAST_RECALL,
+        le=MOST_RECALL,
+        description="Of the exact answer, the share that an approximate index should find. Less is "
+        "faster.",
+    )
     mutual: bool = Field(
         False,
         description="Say for each hit whether it and the query are nearest to each other: no other "

@@ -108,6 +108,7 @@ async def _found(
         score=body.score,
         score_threshold=body.score_threshold,
         exact=body.exact,
+        recall=body.recall,
         mutual=body.mutual,
     )
     started = time.monotonic()

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mexma.errors import MexmaError
 from service.store.loaded_faiss import faiss
-from service.store.protocol import Vectors
+from service.store.protocol import MOST_RECALL, RECALL, Vectors
 
 Index = NDArray[np.int64]
 Sketches = NDArray[np.uint32]
@@ -34,10 +34,9 @@ Read = Callable[[slice | Index], Vectors]
 TRAINING_ROWS_PER_LIST = 40
 CODES = 16
 """What 4 bits tell apart: fewer rows cannot be trained on."""
-RECALL = 0.98
-"""Of the 10 nearest to rows of its own, the share that an index must propose. Searches measure a
-little less: what is looked for is not among the rows."""
 CHECKED_ROWS, NEAREST, CHECKED_FETCH = 128, 10, 52
+"""A recall is the share of the 10 nearest to rows of its own that an index proposes. Searches measure
+a little less: what is looked for is not among the rows."""
 LEAST_PROBES = 8
 DEEPEST = 16
 ADD_ROWS = 1_024
@@ -72,8 +71,8 @@ class Approximate:
     """rids: int64 `[count]`, ascending, the rows in the index's own order. seq: the last rid that
     had been given when the rows were taken; rows above it are not covered. sketches: uint32
     `[count]`, of each row's vector, by which a wrong pairing of index and rows is noticed.
-    probes: lists that a search of all rows reads. depth: candidates for each that is asked for,
-    since codes order a little wrongly.
+    reach: recalls and the lists that a search of all rows must read for each, both ascending.
+    depth: candidates for each that is asked for, since codes order a little wrongly.
     """
 
     shape: Shape
@@ -81,7 +80,7 @@ class Approximate:
     rids: Index
     sketches: Sketches
     seq: int
-    probes: int = LEAST_PROBES
+    reach: tuple[tuple[float, int], ...] = ((1.0, LEAST_PROBES),)
     depth: int = 1
 
     @classmethod
@@ -148,7 +147,7 @@ class Approximate:
         bars = best.min(axis=1) - 1e-5
 
         def recall(probes: int, depth: int) -> float:
-            tried = replace(self, probes=probes, depth=depth)
+            tried = replace(self, reach=((1.0, probes),), depth=depth)
             found = 0
             asked = tried.candidates(queries, CHECKED_FETCH, None, 1.0)
             for query, bar, places in zip(queries, bars, asked, strict=True):
@@ -160,12 +159,26 @@ class Approximate:
         depth, probes = 1, min(LEAST_PROBES, lists)
         while depth < DEEPEST and recall(lists, depth) < (1 + RECALL) / 2:
             depth *= 2
-        while probes < lists and recall(probes, depth) < RECALL:  # 8, 12, 16, 24, 32 and so on
+        reach = [(recall(probes, depth), probes)]
+        while probes < lists and reach[-1][0] < MOST_RECALL:  # 8, 12, 16, 24, 32 and so on
             probes = min(probes * 3 // 2 if probes & (probes - 1) == 0 else probes * 4 // 3, lists)
-        return replace(self, probes=probes, depth=depth)
+            if (found := recall(probes, depth)) > reach[-1][0]:
+                reach.append((found, probes))
+        return replace(self, reach=tuple(reach), depth=depth)
+
+    def probes(self, recall: float) -> int:
+        """Lists that a search of all rows reads for this recall; the most that
+        were measured, where none sufficed."""
+        enough = (probes for found, probes in self.reach if found >= recall)
+        return next(enough, self.reach[-1][1])
 
     def candidates(
-        self, queries: Vectors, fetch: int, allowed: NDArray[np.uint8] | None, share: float
+        self,
+        queries: Vectors,
+        fetch: int,
+        allowed: NDArray[np.uint8] | None,
+        share: float,
+        recall: float = RECALL,
     ) -> Index:
         """For each query, `fetch` times the depth, places in `rids`, int64 `[n, m]`; -1 where it sees fewer.
 
@@ -173,7 +186,7 @@ class Approximate:
         allowed: the fewer, the more lists are read. Uses OpenMP's threads of this thread.
         """
         chosen = {} if allowed is None else {"sel": faiss.IDSelectorBitmap(allowed)}
-        probes = min(int(self.probes / share), self.index.nlist)
+        probes = min(int(self.probes(recall) / share), self.index.nlist)
         parameters = faiss.SearchParametersIVF(nprobe=probes, **chosen)
         fetch = min(fetch * self.depth, len(self.rids))
         places: Index = self.index.search(np.ascontiguousarray(queries), fetch, params=parameters)[

@@ -36,7 +36,7 @@ FOLDER = "index"
 VECTORS, RIDS, SKETCHES, MANIFEST = "vectors.faiss", "rids.npy", "sketches.npy", "manifest.json"
 KEPT = 2
 NEW, GONE = ".new-", ".gone-"
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Generations:
             "metric": "squared distance of vectors of length 1",
             "factory": approximate.shape.factory,
             "bytes": approximate.shape.bytes,
-            "probes": approximate.probes,
+            "reach": approximate.reach,
             "depth": approximate.depth,
             "fingerprint": self.fingerprint,
             "faiss": faiss.__version__,
@@ -156,8 +156,8 @@ class Generations:
                 f"{index.ntotal} of {index.d}, {len(rids)} rids, {len(sketches)} sketches"
             )
         shape = Shape(manifest["factory"], manifest["bytes"])
-        measured = manifest["seq"], manifest["probes"], manifest["depth"]
-        return Approximate(shape, index, rids, sketches, *measured)
+        reach = tuple((float(recall), int(probes)) for recall, probes in manifest["reach"])
+        return Approximate(shape, index, rids, sketches, manifest["seq"], reach, manifest["depth"])
 
     def newest(self, fits: Callable[[Approximate], str | None]) -> Approximate | None:
         """The newest that verifies and `fits` (which says what is wrong, or None).

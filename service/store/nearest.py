@@ -22,7 +22,7 @@ from service.store import scan
 from service.store.index import Attached, Index, Mask, Snapshot
 from service.store.neighbourhoods import BEHIND_ROWS, NONE, Remembered
 from service.store.planner import plan
-from service.store.protocol import NEIGHBOURHOOD, Vectors
+from service.store.protocol import NEIGHBOURHOOD, RECALL, Vectors
 
 SLACK = 8
 """Candidates fetched beyond k, so that near-ties at the border rarely need a second scan."""
@@ -44,12 +44,19 @@ class Found(NamedTuple):
 
 
 def nearest(
-    snapshot: Snapshot, queries: Vectors, k: int, mask: Mask, *, exact: bool = True
+    snapshot: Snapshot,
+    queries: Vectors,
+    k: int,
+    mask: Mask,
+    *,
+    exact: bool = True,
+    recall: float = RECALL,
 ) -> list[Found]:
     """For each query the k rows of `mask` with the highest cosine; equal ones by position.
 
     queries: float32 `[n, dim]` of length 1. Returns n times what was found, k rows or all
-    of the mask. Not `exact`: an index may be asked, and then near ones may be missing.
+    of the mask. Not `exact`: an index may be asked, and then near ones may be missing; recall: how
+    many of them need not be.
     """
     matching = snapshot.count(mask)
     planned = plan(
@@ -63,21 +70,30 @@ def nearest(
     for start in range(0, len(queries), SCAN_QUERIES):
         part = queries[start : start + SCAN_QUERIES]
         if planned.approximate and snapshot.attached is not None:
-            results += _asked(snapshot, part, k, mask, snapshot.attached, fetch=planned.fetch)
+            results += _asked(
+                snapshot, part, k, mask, snapshot.attached, fetch=planned.fetch, recall=recall
+            )
         else:
             results += [Found(*found, matching) for found in _nearest(snapshot, part, k, mask)]
     return results
 
 
 def _asked(
-    snapshot: Snapshot, queries: Vectors, k: int, mask: Mask, attached: Attached, *, fetch: int
+    snapshot: Snapshot,
+    queries: Vectors,
+    k: int,
+    mask: Mask,
+    attached: Attached,
+    *,
+    fetch: int,
+    recall: float,
 ) -> list[Found]:
     """The k best of `fetch` rows an index proposes and of the tail; of all, where these are fewer."""
     allowed, share = _allowed(snapshot, mask, attached)
     proposed = np.empty((len(queries), 0), np.int64)
     if share:
         with snapshot.threads.take(len(queries)):
-            places = attached.built.candidates(queries, fetch, allowed, share)
+            places = attached.built.candidates(queries, fetch, allowed, share, recall)
         proposed = np.where(places < 0, -1, attached.positions[places])
     positions, cosines = _best(snapshot, queries, proposed, k)
     counts = np.count_nonzero(proposed >= 0, axis=1)

@@ -98,6 +98,9 @@ class Selection:
     filter: Filter | None = None
 
 
+LEAST_RECALL, RECALL, MOST_RECALL = 0.5, 0.98, 0.99
+
+
 @dataclass(frozen=True)
 class Query:
     """How to search; the same for all rows of one call.
@@ -120,6 +123,9 @@ class Query:
     document is nearer to the hit than the query is. Where the row's language is known, only
     documents of its primary subtag count as others: the question of bitext mining.
     exact: leave nothing out for speed: no approximate index, and a margin for every document.
+    recall: of the exact answer, the share that an approximate index should find, 0.5 to 0.99. An index
+    measures what each takes when it is built; less is faster. A store whose index has no such
+    measure leaves it out of account.
     """
 
     k: int = 10
@@ -131,6 +137,7 @@ class Query:
     exact: bool = False
     filter: Filter | None = None
     mutual: bool = False
+    recall: float = RECALL
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -139,6 +146,10 @@ class Query:
             raise InputError(f'score must be "cosine" or "margin", got {self.score!r}')
         if self.score_threshold is not None and np.isnan(self.score_threshold):
             raise InputError("score_threshold must be a number, got NaN")
+        if not LEAST_RECALL <= self.recall <= MOST_RECALL:
+            raise InputError(
+                f"recall must be {LEAST_RECALL} to {MOST_RECALL}, got {self.recall}; exact leaves out none"
+            )
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ def _rank_under(
     candidates, asked_index = [0] * len(queries), [False] * len(queries)
     for group in _groups(snapshot, query, mask):
         candidates_wanted = pool(query, len(snapshot.alive))
-        found = nearest(snapshot, queries, candidates_wanted, group, exact=query.exact)
+        found = nearest(
+            snapshot, queries, candidates_wanted, group, exact=query.exact, recall=query.recall
+        )
         if around is not None:
             # All rows' candidates at once: one scan of many rows, and each document once.
             positions = np.concatenate([f.positions for f in found])

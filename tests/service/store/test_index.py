@@ -25,7 +25,7 @@ from service.store.gauges import RecallGauge, hubness
 from service.store.index import Attached, Snapshot
 from service.store.local import LocalStore
 from service.store.planner import plan
-from service.store.protocol import Document, Query
+from service.store.protocol import RECALL, Document, Query
 from service.store.threads import ThreadBudget
 
 from .reference import ReferenceStore
@@ -217,6 +217,17 @@ def test_fewer_proposed_than_wanted_are_topped_up(tmp_path, monkeypatch):
         lambda self, queries, *_: np.arange(2)[None].repeat(len(queries), 0),
     )
     assert recall(store, asked, k=10) == (1.0, {"exact"})
+    store.close()
+
+
+def test_a_search_that_asks_for_less_reads_less(tmp_path, monkeypatch):
+    store, asked = filled(tmp_path), rows_of(3, seed=5)
+    seen, candidates = [], Approximate.candidates
+    monkeypatch.setattr(Approximate, "candidates", lambda *a: seen.append(a[-1]) or candidates(*a))
+    for wanted in (0.5, 0.99):
+        store.search("c", asked, Query(recall=wanted), PRINT)
+    store.search("c", asked, Query(), PRINT)
+    assert seen == [0.5, 0.99, RECALL]
     store.close()
 
 
@@ -487,16 +498,19 @@ def test_an_index_reads_as_many_lists_as_its_rows_need(equal):
     bars = np.sort(scores)[:, -11] - 1e-5
 
     def recall_with(probes: int) -> float:
-        found = replace(built, probes=probes).candidates(asked, 52, None, 1.0)
+        found = replace(built, reach=((1.0, probes),)).candidates(asked, 52, None, 1.0)
         hits = [min((scores[n, p[p >= 0]] >= bars[n]).sum(), 11) for n, p in enumerate(found)]
         return (sum(hits) - len(asked)) / (10 * len(asked))
 
     if equal == 1:
-        assert recall_with(built.probes) > 0.95
-        assert recall_with(approximate.LEAST_PROBES) < 0.9 < approximate.RECALL
+        for wanted in (0.7, 0.9, RECALL):
+            assert recall_with(built.probes(wanted)) > wanted - 0.03
+        assert recall_with(approximate.LEAST_PROBES) < 0.9 < RECALL
+        assert built.probes(0.7) < built.probes(0.9) < built.probes(RECALL) < built.probes(0.99)
+        assert sorted(built.reach) == list(built.reach)
         assert built.depth > 1
     else:
-        assert (built.probes, built.depth) == (approximate.LEAST_PROBES, 1)
+        assert (built.probes(RECALL), built.depth) == (approximate.LEAST_PROBES, 1)
 
 
 @pytest.mark.parametrize(
@@ -561,6 +575,6 @@ def test_the_manifest_says_what_the_design_asks_for(tmp_path):
     content = json.loads(file.read_text())["content"]
     assert (content["seq"], content["count"], content["dim"]) == (400, 400, WIDE)
     assert content["fingerprint"] == PRINT
-    assert (content["factory"], content["probes"]) == ("IVF10,PQ16x4fs", 8)
+    assert (content["factory"], content["reach"][-1][1]) == ("IVF10,PQ16x4fs", 8)
     assert content["depth"] == 1
     assert {"metric", "faiss", "created_at", "files"} <= content.keys()

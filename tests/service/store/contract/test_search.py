@@ -11,7 +11,17 @@ from service.store.protocol import Query, Terms
 from .given import PRINT, fill, ids, vectors
 
 
-@pytest.mark.parametrize("bad", [{"k": 0}, {"score": "dot"}, {"score_threshold": float("nan")}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"k": 0},
+        {"score": "dot"},
+        {"score_threshold": float("nan")},
+        {"recall": 0.4},
+        {"recall": 0.991},
+        {"recall": float("nan")},
+    ],
+)
 def test_bad_queries_are_refused(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         Query(**bad)
