@@ -28,7 +28,7 @@ from benchmarks.store_peers import ENGINES, Worker
 
 QUERIES, K, BAR, ROUNDS = 512, 10, 0.95, 3
 CALLERS, PER_WRITE, WRITE_SECONDS = (1, 16), (1, 100), 3.0
-SEARCHES = 2_048
+SEARCHES = 1_024
 PACKAGES = ("faiss-cpu", "hnswlib", "usearch", "pymilvus", "milvus-lite", "numpy")
 
 

@@ -24,6 +24,9 @@ from service.store.loaded_faiss import faiss
 T = TypeVar("T")
 
 NICENESS = 15
+MILDLY = 5
+"""For what somebody waits for, and what keeps a log growing meanwhile: a fifth of a core where others
+want all, not a thirtieth."""
 
 
 class ThreadBudget:
@@ -65,16 +68,16 @@ class ThreadBudget:
         return [work(), *(helper.result() for helper in helpers)]
 
 
-def give_way() -> None:
+def give_way(niceness: int = NICENESS) -> None:
     """Let this thread, and those that FAISS starts from it, take what cores searches leave over."""
     with suppress(OSError):  # some sandboxes forbid it; then it competes as an equal
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def giving_way(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, done by a thread of its own that gives way."""
+    """What `work` returns or raises, done by a thread of its own that gives way, mildly."""
     # Of its own: without privileges a thread cannot take its niceness back.
-    with ThreadPoolExecutor(1, "aside", initializer=give_way) as thread:
+    with ThreadPoolExecutor(1, "aside", initializer=give_way, initargs=(MILDLY,)) as thread:
         return thread.submit(work).result()
 
 

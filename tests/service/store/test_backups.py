@@ -18,7 +18,7 @@ from service.store.database import Database
 from service.store.generations import VECTORS
 from service.store.local import LocalStore
 from service.store.protocol import Document, Query, Selection
-from service.store.threads import NICENESS
+from service.store.threads import MILDLY
 
 from .crash_worker import DIM, PRINT, vector_of
 from .test_index import flip
@@ -71,7 +71,7 @@ def test_a_backup_gives_way_to_searches(tmp_path, monkeypatch):
     monkeypatch.setattr(Database, "copy_to", noticed)
     store, own = filled(tmp_path, "a"), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     store.back_up("a")
-    assert seen == [max(own, NICENESS)]
+    assert seen == [max(own, MILDLY)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
     store.close()
 

@@ -231,6 +231,26 @@ def test_a_search_that_asks_for_less_reads_less(tmp_path, monkeypatch):
     store.close()
 
 
+def test_many_lists_have_their_centroids_in_a_graph(tmp_path, monkeypatch):
+    """And it is searched as widely as the lists that are wanted, also after a restart."""
+    monkeypatch.setattr(approximate, "GRAPH_LISTS", 8)
+    store, asked = filled(tmp_path), rows_of(20, seed=5)
+    put(store, rows_of(400, seed=1), first=2_000)
+    store.settle()
+    for _ in range(2):
+        built = store._open["c"]._snapshot.attached.built
+        assert built.shape.factory == "IVF50_HNSW32,PQ16x4fs"
+        assert len(built.rids) == 2_400
+        assert recall(store, asked) >= (0.97, {"approximate"})
+        everything = replace(built, reach=((1.0, 50),), depth=16)
+        for n, found in enumerate(everything.candidates(asked, 150, None, 1.0)):
+            assert np.count_nonzero(found >= 0) == 2_400, f"query {n} sees all lists"
+        store.close()
+        store = LocalStore(tmp_path, threads=1)
+        store.settle()
+    store.close()
+
+
 def test_margins_come_from_the_index_too(tmp_path):
     store, asked = filled(tmp_path), rows_of(5, seed=5)
     found = store.search("c", asked, Query(score="margin", k=5), PRINT)
@@ -477,7 +497,7 @@ def test_too_little_memory_leaves_a_collection_exact(tmp_path, caplog):
 
 def test_the_shape_follows_rows_and_memory():
     shape, mib = Shape.choose(1_000_000, 384, 1 << 40), 1 << 20
-    assert shape.factory == "IVF4096,PQ192x4fs"
+    assert shape.factory == "IVF4096_HNSW32,PQ192x4fs"
     assert 100 * mib < shape.bytes < 110 * mib
     assert Shape.choose(1_000_000, 384, shape.bytes - 1) is None
     assert Shape.choose(200, 3, 1 << 30).factory == "IVF5,PQ3x4fs"
