@@ -80,7 +80,8 @@ class Approximate:
     had been given when the rows were taken; rows above it are not covered. sketches: uint32
     `[count]`, of each row's vector, by which a wrong pairing of index and rows is noticed.
     reach: recalls and the lists that a search of all rows must read for each, both ascending.
-    depth: candidates for each that is asked for, since codes order a little wrongly.
+    depth: candidates for each that is asked for, since codes order a little wrongly. measured: rows
+    there were when it was built, and lists, reach and depth were chosen.
     """
 
     shape: Shape
@@ -90,6 +91,7 @@ class Approximate:
     seq: int
     reach: tuple[tuple[float, int], ...] = ((1.0, LEAST_PROBES),)
     depth: int = 1
+    measured: int = 0
 
     @classmethod
     def build(
@@ -174,7 +176,7 @@ class Approximate:
             probes = min(probes * 3 // 2 if probes & (probes - 1) == 0 else probes * 4 // 3, lists)
             if (found := recall(probes, depth)) > reach[-1][0]:
                 reach.append((found, probes))
-        return replace(self, reach=tuple(reach), depth=depth)
+        return replace(self, reach=tuple(reach), depth=depth, measured=count)
 
     def probes(self, recall: float) -> int:
         """Lists that a search of all rows reads for this recall; the most that

@@ -33,6 +33,8 @@ TAIL_SHARE = 0.002
 long as the index (0.9 ms for 0.4), and putting 2,048 into an index of 60,000 takes 50 ms."""
 DEAD_SHARE = 0.3
 """Above it the index is built anew, without them: a graph is walked through its dead rows too."""
+OUTGROWN = 4
+"""Times the rows it was measured on, an index is built anew: its lists should be twice as many."""
 SAVE_SHARE = 0.1
 """Rows that may be missing in the newest file. A restart has to add so many again."""
 GROWTH = 0.1
@@ -88,9 +90,18 @@ class Caretaker:
             return self._wants_first(snapshot)
         if len(snapshot) <= planner.EXACT_ROWS or len(snapshot) < self._gave_up_at:
             return False
+        if self._outgrown(snapshot):
+            return True
         covered = len(snapshot.attached.built.rids)
         tail = len(snapshot.rids) - snapshot.attached.tail
         return tail > max(TAIL_ROWS, TAIL_SHARE * covered) or self._dead(snapshot) > DEAD_SHARE
+
+    @staticmethod
+    def _outgrown(snapshot: Snapshot) -> bool:
+        """Whether there are so many more rows than when the index was measured that lists and what a
+        search reads of them no longer fit, however it has grown since."""
+        attached = snapshot.attached
+        return attached is not None and len(snapshot) >= OUTGROWN * attached.built.measured
 
     @staticmethod
     def _dead(snapshot: Snapshot) -> float:
@@ -170,7 +181,7 @@ class Caretaker:
         if (
             attached is not None
             and self._dead(snapshot) <= DEAD_SHARE
-            and len(snapshot) < 4 * len(attached.built.rids)  # what it was trained on is like it
+            and not self._outgrown(snapshot)
         ):
             behind = np.flatnonzero(snapshot.alive[attached.tail :]) + attached.tail
             read = self._reader(snapshot, behind)

@@ -102,6 +102,7 @@ class Generations:
             "bytes": approximate.shape.bytes,
             "reach": approximate.reach,
             "depth": approximate.depth,
+            "measured": approximate.measured,
             "fingerprint": self.fingerprint,
             "faiss": faiss.__version__,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -157,7 +158,16 @@ class Generations:
             )
         shape = Shape(manifest["factory"], manifest["bytes"])
         reach = tuple((float(recall), int(probes)) for recall, probes in manifest["reach"])
-        return Approximate(shape, index, rids, sketches, manifest["seq"], reach, manifest["depth"])
+        return Approximate(
+            shape,
+            index,
+            rids,
+            sketches,
+            manifest["seq"],
+            reach,
+            manifest["depth"],
+            manifest["measured"],
+        )
 
     def newest(self, fits: Callable[[Approximate], str | None]) -> Approximate | None:
         """The newest that verifies and `fits` (which says what is wrong, or None).

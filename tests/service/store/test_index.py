@@ -369,6 +369,23 @@ def test_what_is_taken_in_often_takes_one_thread(tmp_path, monkeypatch):
     store.close()
 
 
+def test_an_index_that_has_grown_fourfold_by_little_is_made_anew(tmp_path):
+    """Each step is small; its lists and what a search reads of them were for a quarter of the rows."""
+    store = filled(tmp_path, 400)
+    seen = []
+    for n in range(5):
+        put(store, rows_of(301, seed=n), first=1_000 + 301 * n)
+        store.settle()
+        built = store._open["c"]._snapshot.attached.built
+        seen.append((len(built.rids), built.measured))
+    assert seen == [(701, 400), (1_002, 400), (1_303, 400), (1_604, 1_604), (1_905, 1_604)]
+    store.close()
+    again = LocalStore(tmp_path, threads=1)
+    again.settle()
+    assert again._open["c"]._snapshot.attached.built.measured == 1_604
+    again.close()
+
+
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 16
