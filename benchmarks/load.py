@@ -4,6 +4,10 @@ Requests are bytes made beforehand and answers are not parsed beyond their lengt
 30 us of processor time a request and is not what limits a server. Closed loop: each client sends when its last
 answer has come. Open loop (`--rate`): requests start by a Poisson process whether answers come or not, and times
 count from when a request was due, so that a stall is seen by all that it delays. Prints JSON.
+
+`--record FILE` holds an open load for long: as many connections as are under way, no request's text ever sent by
+another, a share of clients (`--returning`) that come back when they were told to, and what became of each written
+to a file (`Answers`).
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import os
 import random
 import resource
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -54,6 +60,7 @@ class Connection(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.buffer = bytearray()
         self.expected: int | None = None
+        self.head = b""
         self.answer: asyncio.Future[int] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -74,7 +81,7 @@ class Connection(asyncio.Protocol):
             head = bytes(self.buffer[:end]).lower()
             at = head.index(b"content-length:") + 15
             self.expected = end + 4 + int(head[at:].split(b"\r\n", 1)[0])
-            self.status = int(head[9:12])
+            self.status, self.head = int(head[9:12]), head
         if len(self.buffer) >= self.expected:
             del self.buffer[: self.expected]
             self.expected = None
@@ -126,15 +133,111 @@ async def opened(connections: list[Connection], made: list[bytes], seconds: floa
     return times, statuses
 
 
+# A number of so many digits makes each text another one, and every request as long as it was made.
+DIGITS = 10
+MARK = "0" * DIGITS
+
+
+@dataclass
+class Answers:
+    """What became of each request sent: all lists of one length.
+
+    ended_s: since the load began. took_s: from when it was due. returns: how often it had been refused
+    before. told_s: when to come back, of a refusal; -1 without. by: how a client reads that (0: it does
+    not come back, 1: `retry-after-ms`, 2: `Retry-After`).
+    """
+
+    ended_s: list[float] = field(default_factory=list)
+    took_s: list[float] = field(default_factory=list)
+    status: list[int] = field(default_factory=list)
+    returns: list[int] = field(default_factory=list)
+    told_s: list[float] = field(default_factory=list)
+    by: list[int] = field(default_factory=list)
+
+
+def told_s(head: bytes, by: int) -> float:
+    """When to come back, by the head of a refusal in lower case."""
+    name = b"\r\nretry-after: " if by == 2 else b"\r\nretry-after-ms: "
+    _, found, rest = head.partition(name)
+    return float(rest.split(b"\r\n", 1)[0]) / (1 if by == 2 else 1000) if found else -1.0
+
+
+async def held(
+    host: str, port: int, made: list[bytes], seconds: float, rate: float, returning: float
+) -> Answers:
+    """An open load. returning: the share of clients that come back, half by each header, three times
+    at most; the others never do."""
+    loop = asyncio.get_running_loop()
+    rng = random.Random(1)
+    free: list[Connection] = []
+    answers = Answers()
+    parts = [request.rsplit(MARK.encode(), 1) for request in made]
+
+    async def ask(due: float, request: bytes, returns: int, by: int) -> float:
+        connection = free.pop() if free else None
+        try:
+            if connection is None or connection.transport.is_closing():
+                connection = (await loop.create_connection(Connection, host, port))[1]
+            status = await connection.ask(request)
+        except OSError:
+            status = 0
+        now = time.perf_counter()
+        told = told_s(connection.head, by) if status == 503 and connection else -1.0
+        if status and connection:
+            free.append(connection)
+        for values, value in (
+            (answers.ended_s, now - begun), (answers.took_s, now - due), (answers.status, status),
+            (answers.returns, returns), (answers.told_s, told), (answers.by, by),
+        ):  # fmt: skip
+            values.append(value)
+        return told
+
+    async def client(due: float, request: bytes, by: int) -> None:
+        told = await ask(due, request, 0, by)
+        for returns in (1, 2, 3):
+            if not by or told < 0:
+                return
+            due = time.perf_counter() + told
+            await asyncio.sleep(told)
+            told = await ask(due, request, returns, by)
+
+    begun = due = time.perf_counter()
+    under_way: set[asyncio.Task[None]] = set()
+    for number in range(10**DIGITS):
+        if (due := due + rng.expovariate(rate)) > begun + seconds:
+            break
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        head, tail = parts[number % len(parts)]
+        by = rng.choice((1, 2)) if rng.random() < returning else 0
+        task = loop.create_task(client(due, b"%s%0*d%s" % (head, DIGITS, number, tail), by))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+    while under_way:
+        await asyncio.wait(under_way)
+    return answers
+
+
 async def run(arguments: argparse.Namespace) -> dict[str, object]:
     url = urlsplit(arguments.url)
     host, port = url.hostname or "127.0.0.1", url.port or 80
     count = max(arguments.texts * 64, 2048)
     headers = dict(h.split("=", 1) for h in arguments.header)
-    made = requests(
-        f"{host}:{port}", url.path, sentences(count, arguments.seed), arguments.texts, headers
-    )
+    texts = sentences(count, arguments.seed)
+    if arguments.record:
+        texts = [f"{text} {MARK}" for text in texts]
+    made = [
+        request
+        for caller in range(arguments.callers)
+        for request in requests(
+            f"{host}:{port}", url.path, texts[caller :: arguments.callers], arguments.texts,
+            headers | ({"authorization": f"Bearer {caller}"} if arguments.callers > 1 else {}),
+        )
+    ]  # fmt: skip
+    random.Random(arguments.seed).shuffle(made)
     loop = asyncio.get_running_loop()
+    if arguments.record:
+        return await recorded(arguments, host, port, made)
     connections = [
         (await loop.create_connection(Connection, host, port))[1] for _ in range(arguments.clients)
     ]
@@ -159,6 +262,18 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
+async def recorded(
+    arguments: argparse.Namespace, host: str, port: int, made: list[bytes]
+) -> dict[str, object]:
+    cpu = time.process_time()
+    answers = await held(host, port, made, arguments.seconds, arguments.rate, arguments.returning)
+    with arguments.record.open("wb") as file:
+        np.savez(file, **vars(answers))
+    spent = time.process_time() - cpu
+    sent = len(answers.status)
+    return {"requests": sent, "generator_cpu_us_per_request": spent / max(1, sent) * 1e6}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="of the route, e.g. http://127.0.0.1:8080/v1/embeddings")
@@ -168,9 +283,14 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0, help="requests a second; 0: closed loop")
     parser.add_argument("--seed", type=int, default=os.getpid(), help="of the texts")
     parser.add_argument("--header", action="append", default=[], help="name=value")
+    parser.add_argument(
+        "--callers", type=int, default=1, help="clients to the server, by credentials"
+    )
+    parser.add_argument("--record", type=Path, help="with --rate: hold the load, write all answers")
+    parser.add_argument("--returning", type=float, default=0.0, help="share that comes back")
     arguments = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 65_536)), hard))
     print(json.dumps(uvloop.run(run(arguments))))
 
 

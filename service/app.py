@@ -169,11 +169,13 @@ def create_app(
                 EmbeddingRequest,
                 partial(embeddings.answer, state.encoders.for_request),
                 client_header=settings.client_header,
+                refusal=state.encoders.refusal,
             ),
             "/embed": shortcut(
                 TeiEmbedRequest,
                 partial(tei.answer, lambda: state.encoders.default),
                 client_header=settings.client_header,
+                refusal=state.encoders.refusal,
             ),
         },
     )

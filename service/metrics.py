@@ -128,6 +128,12 @@ class Metrics:
             ["by"],
             registry=r,
         )
+        self.returns = Counter(
+            "mexma_returns",
+            "Requests that came back when a refusal had told them to: accepted, or refused again",
+            ["outcome"],
+            registry=r,
+        )
         self.queue_items = Gauge("mexma_queue_items", "Texts waiting", registry=r)
         self.queue_tokens = Gauge("mexma_queue_tokens", "Tokens waiting", registry=r)
         self.cache_bytes = Gauge("mexma_cache_bytes", "Memory of cached vectors", registry=r)
@@ -284,6 +290,9 @@ class Metrics:
     def spared(self, *, cached: int, joined: int) -> None:
         self._cached.inc(cached)
         self._joined.inc(joined)
+
+    def returned(self, *, accepted: bool) -> None:
+        self.returns.labels("accepted" if accepted else "refused").inc()
 
     def watch(self, queue: Queue) -> None:
         """Count what waits in `queue` when somebody asks, not at every change."""

@@ -23,6 +23,7 @@ from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.caller import client_of
+from service.engine.claims import current as current_claim
 from service.http_errors import error_response
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
@@ -123,6 +124,7 @@ class RequestBorder:
         name = request_id.decode()
         trace = self.tracing.begin(scope["headers"], name) if self.tracing else None
         tokens = (request_id_var.set(name), current_trace.set(trace), current_quota.set(None))
+        claim = current_claim.set(None)
         act: Act | Response | None = None
         try:
             act = await self.gate.enter(scope, headers, name)
@@ -139,6 +141,7 @@ class RequestBorder:
             request_id_var.reset(tokens[0])
             current_trace.reset(tokens[1])
             current_quota.reset(tokens[2])
+            current_claim.reset(claim)
 
     async def _answer(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
@@ -147,6 +150,7 @@ class RequestBorder:
             body = await self._receive_body(scope, headers, receive, send)
             if body is None:
                 return
+            current_claim.set(hash(body) or 1)  # 0 is none, between processes
             hot = scope["method"] == "POST" and not scope.get("long_way")
             if hot and (way := self.shortcuts.get(scope["path"])):
                 response = await way(body, headers, scope, receive)

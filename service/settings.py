@@ -194,6 +194,14 @@ class Settings(BaseSettings):
         "request that finds the queue empty is taken, however large. Larger hides overload as "
         "latency, smaller refuses bursts that would have been served in time.",
     )
+    interactive_wait_s: float = Field(
+        5.0,
+        gt=0,
+        description="Predicted wait beyond which interactive requests get 503 with Retry-After, those of "
+        "clients who have little waiting last. Predicted from the tokens that go before and the engine's "
+        "pace. Every request, bulk work too, is refused so where its own deadline would pass first. "
+        "Larger turns overload into waiting, smaller refuses bursts that would have been served soon.",
+    )
     http_workers: int = Field(
         0,
         ge=0,

@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope
 
-from mexma.errors import InputError, MexmaError
+from mexma.errors import InputError, MexmaError, Overloaded
 from service.caller import Caller, caller_of
 from service.http_errors import for_exception
 from service.middleware import Shortcut, watched
@@ -34,10 +34,11 @@ def shortcut(
     *,
     client_header: str,
     takes: Callable[[Body], bool] = lambda _: True,
+    refusal: Callable[[int, Caller], Overloaded | None] = lambda *_: None,
 ) -> Shortcut:
     """The way past the framework to `answer`, which gets the body, who asks, and whether `.npy` is
     wanted. It gives None for a request that has to take the long way; takes: whether a sound one
-    need not."""
+    need not. refusal: by the size of a body, before it is read, where there is no room for it."""
     npy = NPY.encode()
 
     async def handle(
@@ -46,8 +47,10 @@ def shortcut(
         if headers.get(b"content-type") not in JSON_TYPES:
             return None
         try:
-            parsed = model.model_validate(orjson.loads(body))
             caller = caller_of(scope, headers, client_header=client_header)
+            if (full := refusal(len(body), caller)) is not None:
+                return for_exception(scope["path"], full)
+            parsed = model.model_validate(orjson.loads(body))
         except (orjson.JSONDecodeError, ValidationError, InputError):
             return None
         if not takes(parsed):

@@ -9,8 +9,10 @@ Promises, each attacked in `tests/service/engine/test_batcher.py`:
   a batch fails, its sequences are run again one by one, and only the guilty fail;
 - a cancelled caller's sequences leave the queue, or are dropped if they are running, and what
   is past its deadline is not run;
-- the waiting tokens are bounded; beyond that callers are refused and told when to come back,
-  those who hold most of the queue before those who hold little.
+- the waiting tokens are bounded, and so is how long interactive work would wait; beyond that, or
+  where their deadline would pass first, callers are refused, those who hold most of the queue
+  before those who hold little;
+- whoever comes back when told to is taken before those who come for the first time (`claims`).
 
 Refuses to know: text, HTTP, models. Callers live on one event loop.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -31,6 +34,7 @@ from numpy.typing import NDArray
 
 from mexma.errors import DeadlineExceeded, EngineError, NonFiniteVector, Overloaded
 from service.engine.cache import VectorCache
+from service.engine.claims import Claims
 from service.engine.cost import BatchCost
 from service.engine.lanes import Entry, Lane, Lanes, entries_by_receiver
 from service.engine.priority import lower
@@ -53,6 +57,8 @@ class BatchObserver(Protocol):
     def batch_failed(self, *, items: int) -> None: ...
 
     def spared(self, *, cached: int, joined: int) -> None: ...
+
+    def returned(self, *, accepted: bool) -> None: ...
 
 
 @dataclass(eq=False)
@@ -98,16 +104,20 @@ class Batcher:
         max_batch_tokens: int,
         max_batch_items: int,
         max_queue_tokens: int,
+        max_wait_s: float = math.inf,
         pads: bool = True,
         observer: BatchObserver | None = None,
         cache: VectorCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         """run: sequences (each int64 `[length]`) to vectors float32 `[n, dim]`, blocking. pads:
-        whether it computes each of a batch as long as the longest."""
+        whether it computes each of a batch as long as the longest. max_wait_s: that an interactive
+        job may be about to wait."""
         self._run = run
         self._pads = pads
         self._max_queue_tokens = max_queue_tokens
+        self._max_wait_s = max_wait_s
+        self._claims = Claims()
         self._observer = observer
         self._cache = cache
         self._clock = clock
@@ -199,16 +209,20 @@ class Batcher:
         lane: Lane = "interactive",
         client: Hashable = None,
         deadline: float | None = None,
+        claim: int | None = None,
         fresh: bool = False,
     ) -> Job:
         """Run `sequences` and return the finished job.
 
         client: between whom the engine is shared evenly. deadline: a time of the clock after
-        which what still waits is not run. Raises Overloaded when the queue is full, and
+        which what still waits is not run. claim: by what the same request of this client is known
+        if it is refused and comes back. Raises Overloaded when the queue is full, and
         DeadlineExceeded. Failures of single sequences are in `Job.errors`, not raised. If the
         caller is cancelled, its sequences leave the queue. fresh: not from the cache.
         """
-        job = self.enqueue(sequences, lane=lane, client=client, deadline=deadline, fresh=fresh)
+        job = self.enqueue(
+            sequences, lane=lane, client=client, deadline=deadline, claim=claim, fresh=fresh
+        )
         try:
             if job.remaining:
                 await job.future
@@ -224,6 +238,7 @@ class Batcher:
         lane: Lane = "interactive",
         client: Hashable = None,
         deadline: float | None = None,
+        claim: int | None = None,
         fresh: bool = False,
     ) -> Job:
         """As `submit`, without waiting: `Job.future` says when the job is finished."""
@@ -237,11 +252,13 @@ class Batcher:
         joined = 0
         with self._arrived:
             tokens = sum([len(sequences[i]) for i in wanted])
-            self._admit(tokens, client)
+            first = self._admit(tokens, lane, client, deadline, claim)
             if self._stopping:
                 raise EngineError("the service is shutting down")
-            for i in wanted:
-                entry = self._lanes.add(sequences[i], (job, i), lane=lane, client=client, now=now)
+            for i in reversed(wanted) if first else wanted:
+                entry = self._lanes.add(
+                    sequences[i], (job, i), lane=lane, client=client, now=now, first=first
+                )
                 job.entries.append(entry)
                 joined += len(entry.receivers) > 1
             if wanted:
@@ -273,24 +290,92 @@ class Batcher:
                 self._deliver(job, i, found)
         return wanted
 
-    def _admit(self, tokens: int, client: Hashable) -> None:
-        """Raises Overloaded. A client that has nothing waiting in an empty queue is always taken.
+    def _admit(
+        self, tokens: int, lane: Lane, client: Hashable, deadline: float | None, claim: int | None
+    ) -> bool:
+        """Whether they go before what else waits of `client`. Raises Overloaded."""
+        error = self.refusal(tokens, lane=lane, client=client, deadline=deadline, claim=claim)
+        if error is not None:
+            raise error
+        if claim is None or not self._claims:
+            return False
+        due = self._claims.is_due((client, claim), self._clock())
+        self._claims.redeem((client, claim))
+        if due and self._observer:
+            self._observer.returned(accepted=True)
+        return due
 
-        When the queue is full, a client may still have its share of half of it: one that sends
-        too much fills the queue for itself, not for the others.
+    def refusal(
+        self,
+        tokens: int,
+        *,
+        lane: Lane,
+        client: Hashable,
+        deadline: float | None = None,
+        claim: int | None = None,
+    ) -> Overloaded | None:
+        """Why so many tokens of `client` are not taken now, None if they would be.
+
+        Who is told when to come back is remembered by `claim`, and taken then: up to twice of what
+        newcomers may fill, and before them.
         """
+        if not self._lanes.tokens or not tokens:
+            return None
+        now = self._clock()
+        key = None if claim is None else (client, claim)
+        due = key is not None and self._claims.is_due(key, now)
+        with self._arrived:
+            reason, wait_s = self._reason(tokens, lane, client, deadline, now, due=due)
+        if reason is None:
+            return None
+        if due and self._observer:
+            self._observer.returned(accepted=False)
+        rate = self.cost.tokens_per_s
+        told_s = self._claims.tell(key, tokens, wait_s, tokens_per_s=rate, now=now)
+        return Overloaded(f"{reason}; retry later", retry_after_s=told_s)
+
+    def _reason(
+        self,
+        tokens: int,
+        lane: Lane,
+        client: Hashable,
+        deadline: float | None,
+        now: float,
+        *,
+        due: bool,
+    ) -> tuple[str | None, float]:
+        """Why not, and how long that lasts. A client that has nothing waiting in an empty queue is
+        always taken."""
         waiting, limit = self._lanes.tokens, self._max_queue_tokens
-        if not waiting or waiting + tokens <= limit:
-            return
+        if not waiting:
+            return None, 0.0
+        holds = f"the queue holds {waiting} tokens and {tokens} more would"
+        if waiting + tokens > limit and not (
+            waiting + tokens <= 2 * limit and (due or self._within_share(tokens, client))
+        ):
+            return f"{holds} exceed its limit of {limit}", waiting / self.cost.tokens_per_s
+        # What a guess says of the pace refuses nobody.
+        patience_s = self._max_wait_s if lane == "interactive" else math.inf
+        if due:
+            patience_s *= 2
+        elif deadline is not None:
+            patience_s = min(patience_s, deadline - now)
+        rate = self.cost.tokens_per_s
+        if not self.cost.known or patience_s == math.inf:
+            return None, 0.0
+        if waiting <= patience_s * rate and not self._lanes.tokens_of(client):
+            return None, 0.0  # at once for most
+        wait_s = self._lanes.wait_s(client, lane, tokens, tokens_per_s=rate, now=now)
+        if wait_s <= patience_s:
+            return None, 0.0
+        return f"{holds} wait {wait_s:.1f} s, longer than they may ({patience_s:.1f} s)", wait_s
+
+    def _within_share(self, tokens: int, client: Hashable) -> bool:
+        """When the queue is full, a client may still have its share of half of it: one that sends
+        too much fills the queue for itself, not for the others."""
         own = self._lanes.tokens_of(client)
-        share = limit / 2 / (self._lanes.clients() + (own == 0))
-        if own + tokens <= share and waiting + tokens <= 2 * limit:
-            return
-        raise Overloaded(
-            f"the queue holds {waiting} tokens and {tokens} more would exceed its "
-            f"limit of {limit}; retry later",
-            retry_after_s=waiting / self.cost.tokens_per_s,
-        )
+        share = self._max_queue_tokens / 2 / (self._lanes.clients() + (own == 0))
+        return own + tokens <= share
 
     # The engine's thread
 

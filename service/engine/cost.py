@@ -20,6 +20,11 @@ class BatchCost:
         self._weight = self._t = self._tt = self._s = self._ts = 0.0
 
     @property
+    def known(self) -> bool:
+        """Whether a batch has been timed."""
+        return self._weight > 0
+
+    @property
     def tokens_per_s(self) -> float:
         """The rate of the batches seen lately."""
         return self._t / self._s if self._s > 0 else 1.0 / self.s_per_token

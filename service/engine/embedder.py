@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma.encoder import Encoder
-from mexma.errors import DeadlineExceeded, EngineError, InputError, TooManyItems
+from mexma.errors import DeadlineExceeded, EngineError, InputError, Overloaded, TooManyItems
 from mexma.text import Side, Tokens
 from service import tracing
 from service.caller import INTERNAL, Caller, is_ours
+from service.engine import claims
 from service.engine.batcher import Batcher, Job
 from service.engine.cache import VectorCache
 from service.engine.holders import Holders
@@ -36,6 +37,10 @@ Submit = Callable[..., Awaitable[Job]]
 
 # Tokenising this many characters takes about 50 microseconds, less than a hop to a thread.
 INLINE_CHARACTERS = 200
+
+# A request's tokens are hardly fewer than its bytes over this: scripts of three bytes a character
+# have three or four of them to a token, and JSON its share.
+BYTES_PER_TOKEN = 10
 
 
 @dataclass
@@ -85,6 +90,7 @@ class Embedder:
             max_batch_tokens=settings.max_batch_tokens,
             max_batch_items=settings.max_batch_items,
             max_queue_tokens=settings.max_queue_tokens,
+            max_wait_s=settings.interactive_wait_s,
             pads=encoder.pads,
             observer=metrics,
             cache=VectorCache(settings.cache_mb << 20, fingerprint=encoder.fingerprint),
@@ -150,10 +156,31 @@ class Embedder:
                 caller=caller,
             )
 
-    def _lane(self, sequences: Sequence[NDArray[np.int64]]) -> Lane:
+    def _lane(self, tokens: int) -> Lane:
         """Of a request that does not say."""
-        tokens = sum(map(len, sequences))
         return "interactive" if tokens <= self.settings.interactive_tokens else "bulk"
+
+    def _limit_s(self, caller: Caller) -> float:
+        """How long a request may take, by whoever is less patient."""
+        limit_s = self.settings.request_timeout_s
+        return limit_s if caller.timeout_s is None else min(limit_s, caller.timeout_s)
+
+    def refusal(self, body_bytes: int, caller: Caller) -> Overloaded | None:
+        """What a request with a body of this size will be told, where it is clear that the queue has no
+        room for it; before anything is parsed, since under overload most requests are refused."""
+        if not self.batcher.queued_tokens or self.settings.cache_mb:  # hits need no room
+            return None
+        tokens = max(3, body_bytes // BYTES_PER_TOKEN)
+        lane = caller.lane or self._lane(tokens)
+        if caller.lane is None and lane != self._lane(tokens * 4):
+            return None  # it might be of the other one
+        return self.batcher.refusal(
+            tokens,
+            lane=lane,
+            client=caller.client,
+            deadline=time.monotonic() + self._limit_s(caller),
+            claim=claims.current.get(),
+        )
 
     def check_count(self, count: int) -> None:
         """Raises TooManyItems when a request holds more items than it may."""
@@ -172,9 +199,7 @@ class Embedder:
     ) -> Embedded:
         self.check_count(len(items))
         started = time.monotonic()
-        limit_s = self.settings.request_timeout_s
-        if caller.timeout_s is not None:
-            limit_s = min(limit_s, caller.timeout_s)
+        limit_s = self._limit_s(caller)
         try:
             async with asyncio.timeout(limit_s):
                 if inline:
@@ -189,9 +214,10 @@ class Embedder:
                 with quotas.spending(0 if internal else sum(map(len, sequences))):
                     job = await (self._submit or self.batcher.submit)(
                         sequences,
-                        lane=caller.lane or self._lane(sequences),
+                        lane=caller.lane or self._lane(sum(map(len, sequences))),
                         client=caller.client,
                         deadline=started + limit_s,
+                        claim=None if internal else claims.current.get(),
                     )
         except (TimeoutError, DeadlineExceeded):
             raise DeadlineExceeded(

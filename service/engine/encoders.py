@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from mexma.encoder import Encoder
-from mexma.errors import ArtifactError, ModelNotFound
+from mexma.errors import ArtifactError, ModelNotFound, Overloaded
+from service.caller import Caller
 from service.engine.embedder import Embedder
 from service.engine.tuning import Tuning
 from service.metrics import Metrics
@@ -76,6 +77,10 @@ class Encoders:
     def for_request(self, model: str | None) -> Embedder:
         """Whose vectors a request gets that names `model`."""
         return self.named(model) or self.default
+
+    def refusal(self, body_bytes: int, caller: Caller) -> Overloaded | None:
+        """As `Embedder.refusal`; where there are several, the body says which one is meant."""
+        return self.default.refusal(body_bytes, caller) if len(self) == 1 else None
 
     def known(self, model: str) -> Embedder:
         """The one that is meant by a name or fingerprint. Raises ModelNotFound that lists them."""

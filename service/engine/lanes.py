@@ -16,10 +16,11 @@ Refuses to know: engines, callers (a receiver is any object), HTTP.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from math import inf
+from math import exp, inf
 from typing import Any, Literal
 
 import numpy as np
@@ -62,13 +63,23 @@ class Entry:
 class _Flow:
     """One client's entries in one lane, oldest first.
 
-    served: its share of the lane so far, in tokens; the flow with the least goes first.
+    served: its share of the lane so far, in tokens; the flow with the least goes first. seen: when
+    something of it came last, and came: tokens then, older ones counting less.
     """
 
-    waiting: dict[Entry, None] = field(default_factory=dict)
+    waiting: OrderedDict[Entry, None] = field(default_factory=OrderedDict)
     tokens: int = 0
     served: float = 0.0
     seen: float = 0.0
+    came: float = 0.0
+
+    def pace(self, now: float) -> float:
+        """Tokens a second that come, about, over the last ABOUT_S."""
+        return self.came * exp((self.seen - now) / ABOUT_S) / ABOUT_S
+
+    def come(self, tokens: int, now: float) -> None:
+        self.came = self.came * exp(min(0.0, self.seen - now) / ABOUT_S) + tokens
+        self.seen = now
 
 
 @dataclass(slots=True)
@@ -78,6 +89,7 @@ class _Queue:
     flows: dict[Hashable, _Flow] = field(default_factory=dict)
     clock: float = 0.0
     items: int = 0
+    tokens: int = 0
 
     def by_turn(self) -> list[_Flow]:
         """Flows with something waiting, whose turn it is first."""
@@ -111,16 +123,44 @@ class Lanes:
         flows = (q.flows.get(client) for q in self._queues.values())
         return sum(f.tokens for f in flows if f is not None)
 
+    def wait_s(
+        self, client: Hashable, lane: Lane, tokens: int, *, tokens_per_s: float, now: float
+    ) -> float:
+        """About how long until the last of `tokens` more of `client` begins.
+
+        Each other client of the lane goes as often as it does: with what waits, and with what will
+        have come meanwhile at the pace of lately. So one that has much waiting among many that have
+        nothing waits longer than the queue is long.
+        """
+        rate = tokens_per_s
+        interactive, bulk = self._queues["interactive"], self._queues["bulk"]
+        if lane == "bulk":
+            busy = sum(f.pace(now) for f in interactive.flows.values())
+            rate = max(rate - busy, rate / (BULK_SHARE + 1))
+        elif bulk.tokens:
+            rate *= BULK_SHARE / (BULK_SHARE + 1)
+        flows = self._queues[lane].flows
+        flow = flows.get(client)
+        own = flow.tokens if flow is not None else 0
+        others = [f for f in flows.values() if f is not flow]
+        before = own + sum(min(f.tokens, own + tokens) for f in others)
+        if lane == "bulk":
+            before += interactive.tokens
+        paces = [pace for f in others if (pace := f.pace(now)) > 1]
+        left = max(rate - sum(paces), rate / (len(paces) + 1))
+        return max(before / rate, own / left)
+
     def add(
         self, ids: NDArray[np.int64], receiver: tuple[Any, int], *, lane: Lane, client: Hashable,
-        now: float,
+        now: float, first: bool = False,
     ) -> Entry:  # fmt: skip
-        """Put a sequence in, or join one with the same ids; `receiver` gets its vector."""
+        """Put a sequence in, or join one with the same ids; `receiver` gets its vector. first: before
+        what else waits of this client."""
         key = ids.tobytes()
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = Entry(ids, key, lane, client)
-            self._enqueue(entry, now)
+            self._enqueue(entry, now, first)
         elif entry.lane == "bulk" and lane == "interactive" and not entry.running:
             # what someone waits for is no longer bulk work
             self._dequeue(entry)
@@ -230,7 +270,7 @@ class Lanes:
         heaviest = max(f.tokens for f in self._queues["interactive"].flows.values())
         return flow.tokens < quantum or flow.tokens * LIGHT_SHARE <= heaviest
 
-    def _enqueue(self, entry: Entry, now: float) -> None:
+    def _enqueue(self, entry: Entry, now: float, first: bool = False) -> None:
         queue = self._queues[entry.lane]
         flow = queue.flows.get(entry.client)
         if flow is None:
@@ -238,9 +278,12 @@ class Lanes:
         if not flow.waiting:  # having been away earns nothing
             flow.served = max(flow.served, queue.clock)
         flow.waiting[entry] = None
-        flow.seen = now
+        if first:
+            flow.waiting.move_to_end(entry, last=False)
+        flow.come(len(entry.ids), now)
         flow.tokens += len(entry.ids)
         queue.items += 1
+        queue.tokens += len(entry.ids)
         self.tokens += len(entry.ids)
         self.items += 1
 
@@ -250,6 +293,7 @@ class Lanes:
         del flow.waiting[entry]
         flow.tokens -= len(entry.ids)
         queue.items -= 1
+        queue.tokens -= len(entry.ids)
         self.tokens -= len(entry.ids)
         self.items -= 1
 

@@ -72,6 +72,7 @@ class WorkerConnection(Frames):
                 lane=submission.lane,
                 client=submission.client,
                 deadline=None if math.isnan(submission.deadline) else submission.deadline,
+                claim=submission.claim or None,
             )
         except MexmaError as error:
             self._refuse(number, error)

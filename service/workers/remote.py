@@ -108,6 +108,7 @@ class RemoteBatcher:
         lane: Lane = "interactive",
         client: Hashable = b"",
         deadline: float | None = None,
+        claim: int | None = None,
     ) -> Job:
         """As `Batcher.submit`; raises EngineAway besides."""
         loop = asyncio.get_running_loop()
@@ -131,7 +132,7 @@ class RemoteBatcher:
         self._sent[number] = _Sent(job, layout, offset)
         submission = Submission(
             number, offset, layout.count, layout.tokens, lane,
-            math.nan if deadline is None else deadline,
+            math.nan if deadline is None else deadline, claim or 0,
             client if isinstance(client, bytes) else repr(client).encode(),
         )  # fmt: skip
         connection.send(Kind.SUBMIT, submission.pack())

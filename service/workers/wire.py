@@ -20,7 +20,7 @@ from service.engine.lanes import Lane
 log = logging.getLogger(__name__)
 
 FRAME = struct.Struct("<IB")
-SUBMIT = struct.Struct("<QQIIBd")
+SUBMIT = struct.Struct("<QQIIBdq")
 JOB = struct.Struct("<Q")
 DONE = struct.Struct("<Qdd")
 REFUSED = struct.Struct("<Qd")
@@ -47,7 +47,8 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job whose ids lie at `offset`. deadline: of the monotonic clock, which processes share."""
+    """A job whose ids lie at `offset`. deadline: of the monotonic clock, which processes share.
+    claim: 0 for none."""
 
     job: int
     offset: int
@@ -55,18 +56,21 @@ class Submission:
     tokens: int
     lane: Lane
     deadline: float
+    claim: int
     client: bytes
 
     def pack(self) -> bytes:
         head = SUBMIT.pack(
-            self.job, self.offset, self.count, self.tokens, LANES.index(self.lane), self.deadline
-        )
+            self.job, self.offset, self.count, self.tokens, LANES.index(self.lane), self.deadline,
+            self.claim,
+        )  # fmt: skip
         return head + self.client
 
     @classmethod
     def unpack(cls, payload: bytes) -> Submission:
-        job, offset, count, tokens, lane, deadline = SUBMIT.unpack_from(payload)
-        return cls(job, offset, count, tokens, LANES[lane], deadline, payload[SUBMIT.size :])
+        job, offset, count, tokens, lane, deadline, claim = SUBMIT.unpack_from(payload)
+        client = payload[SUBMIT.size :]
+        return cls(job, offset, count, tokens, LANES[lane], deadline, claim, client)
 
 
 def errors_to_json(errors: dict[int, Exception]) -> bytes:

@@ -220,7 +220,8 @@ def frame(kind: int, payload: bytes, size: int | None = None) -> bytes:
 NUMBERS = st.sampled_from([0, 1, 2, 64, 4096, 2**31, 2**32 - 1]) | st.integers(0, 2**32 - 1)
 SUBMISSIONS = st.builds(
     Submission, NUMBERS, NUMBERS | st.just(2**64 - 1), NUMBERS, NUMBERS,
-    st.sampled_from(["interactive", "bulk"]), st.floats(), st.binary(max_size=9),
+    st.sampled_from(["interactive", "bulk"]), st.floats(),
+    st.integers(-(2**63), 2**63 - 1), st.binary(max_size=9),
 )  # fmt: skip
 OBSERVED = [
     ["answered", {"route": "/x", "status": 200, "seconds": 0.1}],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 from fastapi import Request
@@ -213,6 +214,64 @@ def test_a_full_queue_gets_503_with_when_to_retry(make_client):
     assert response.json()["error"]["code"] == "overloaded"
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed"])
+def test_a_refused_request_is_not_read_and_is_taken_when_it_comes_back_in_time(make_client, path):
+    encoder = FakeEncoder()
+    client = make_client(encoder, max_queue_tokens=20)
+    field = "input" if path == "/v1/embeddings" else "inputs"
+    encoder.gate.clear()
+    waiting = [
+        threading.Thread(target=client.post, args=(path,), kwargs={"json": {field: text}})
+        for text in ("running", "waiting here now.")
+    ]
+    waiting[0].start()
+    while len(encoder.batches) < 2:  # the first was the warm-up
+        pass
+    waiting[1].start()
+    while "mexma_queue_items 1.0" not in client.get("/metrics").text:
+        pass
+    batcher = client.app.state.encoders.default.batcher
+    batcher.cost.observe(100_000, 10_000.0)  # ten tokens a second, so that the time told is long
+    said = {"content": b"{ no JSON", "headers": {"content-type": "application/json"}}
+    refused = client.post(path, **said)
+    assert refused.status_code == 503, "no room for any request: it was read before that was seen"
+    early = client.post(path, **said)
+    assert early.status_code == 503
+    told_ms = int(refused.headers["retry-after-ms"])
+    assert 0 < int(early.headers["retry-after-ms"]) <= told_ms
+    now = time.monotonic() + told_ms / 1000
+    batcher._clock = lambda: now  # its time has come
+    assert client.post(path, **said).status_code == 400, "it is read now"
+    assert client.post(path, json={field: "someone else's"}).status_code == 503
+    batcher._clock = time.monotonic
+    encoder.gate.set()
+    for thread in waiting:
+        thread.join()
+
+
+def test_hits_of_the_cache_are_answered_though_the_queue_is_full(make_client):
+    encoder = FakeEncoder()
+    client = make_client(encoder, max_queue_tokens=10, cache_mb=1)
+    assert client.post("/v1/embeddings", json={"input": "known"}).status_code == 200
+    encoder.gate.clear()
+    waiting = [
+        threading.Thread(target=client.post, args=("/v1/embeddings",), kwargs={"json": body})
+        for body in ({"input": "running"}, {"input": "waiting!"})
+    ]
+    waiting[0].start()
+    while len(encoder.batches) < 3:
+        pass
+    waiting[1].start()
+    while "mexma_queue_items 1.0" not in client.get("/metrics").text:
+        pass
+    assert client.post("/v1/embeddings", json={"input": "unknown"}).status_code == 503
+    known = client.post("/v1/embeddings", json={"input": "known"})
+    encoder.gate.set()
+    for thread in waiting:
+        thread.join()
+    assert known.status_code == 200
+
+
 def test_metrics_count_what_happened(client):
     client.post("/v1/embeddings", json={"input": ["Hello", "x" * 100]})
     client.post("/v1/embeddings", json={"input": ""})
@@ -313,9 +372,11 @@ class Recorder:
         self.embedder = client.app.state.encoders.default
         self.submit, self.embedder.batcher.submit = self.embedder.batcher.submit, self
 
-    async def __call__(self, sequences, *, lane, client, deadline):
+    async def __call__(self, sequences, *, lane, client, deadline, claim):
         self.asked.append((lane, client))
-        return await self.submit(sequences, lane=lane, client=client, deadline=deadline)
+        return await self.submit(
+            sequences, lane=lane, client=client, deadline=deadline, claim=claim
+        )
 
 
 def test_requests_choose_their_lane_by_header_or_by_size_and_clients_are_told_apart(make_client):

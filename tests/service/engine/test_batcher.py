@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from mexma.batching import PADDING_SHARE, PADDING_TOKENS, split_batches, take_batch
 from mexma.errors import DeadlineExceeded, EngineError, NonFiniteVector, Overloaded
-from service.engine.batcher import Batcher
+from service.engine.batcher import Batcher, Job
 from service.engine.cache import VectorCache
 from tests.fakes import FakeEncoder, vector_of
 
@@ -27,6 +28,7 @@ def run_with(
     max_batch_tokens: int = 64,
     max_batch_items: int = 8,
     max_queue_tokens: int = 1000,
+    **more: Any,
 ) -> None:
     async def main() -> None:
         batcher = Batcher(
@@ -34,6 +36,7 @@ def run_with(
             max_batch_tokens=max_batch_tokens,
             max_batch_items=max_batch_items,
             max_queue_tokens=max_queue_tokens,
+            **more,
         )
         batcher.start()
         try:
@@ -375,6 +378,135 @@ def test_what_is_past_its_deadline_is_not_run():
 
     asyncio.run(main())
     assert encoder.batches == [[3], [8, 9]]
+
+
+class Returns:
+    """An observer."""
+
+    def __init__(self) -> None:
+        self.accepted: list[bool] = []
+
+    def batch_done(self, **_: Any) -> None: ...
+
+    def batch_failed(self, **_: Any) -> None: ...
+
+    def spared(self, **_: Any) -> None: ...
+
+    def returned(self, *, accepted: bool) -> None:
+        self.accepted.append(accepted)
+
+
+class Busy:
+    """A batcher whose engine stands still, at a pace of 100 tokens a second, with a clock of the
+    test's."""
+
+    def __init__(self, encoder: FakeEncoder, batcher: Batcher):
+        encoder.gate.clear()
+        self.batcher = batcher
+        batcher.cost.observe(100, 1.0)
+        self.now = 1000.0
+        batcher._clock = lambda: self.now
+        self.jobs: list[Job] = []
+
+    async def enqueue(self, *lengths: int, **how: Any) -> Job:
+        """Each another sequence."""
+        made = [ids(n, 100 * len(self.jobs) + i) for i, n in enumerate(lengths, 5)]
+        self.jobs.append(self.batcher.enqueue(made, **how))
+        if len(self.jobs) == 1:
+            await queue_is(self.batcher, 0)
+        return self.jobs[-1]
+
+    async def refused_s(self, *lengths: int, **how: Any) -> float:
+        """After how many seconds it shall come back."""
+        with pytest.raises(Overloaded) as refusal:
+            await self.enqueue(*lengths, **how)
+        return refusal.value.retry_after_s
+
+
+def test_interactive_work_that_would_wait_too_long_is_refused_and_bulk_work_waits():
+    encoder = FakeEncoder()
+
+    async def scenario(batcher: Batcher) -> None:
+        busy = Busy(encoder, batcher)
+        await busy.enqueue(3)
+        await busy.enqueue(30, 30, 30, 30, 30, client="heavy")
+        await busy.enqueue(40, client="heavy")  # 1.5 s before it
+        assert await busy.refused_s(40, client="heavy") == pytest.approx(1.9)
+        await busy.enqueue(40, client="heavy", lane="bulk")
+        await busy.enqueue(20, client="light")  # its turn comes before
+
+    run_with(encoder, scenario, max_wait_s=1.8)
+
+
+def test_work_that_would_not_begin_before_its_deadline_is_refused_at_once():
+    encoder = FakeEncoder()
+
+    async def scenario(batcher: Batcher) -> None:
+        busy = Busy(encoder, batcher)
+        await busy.enqueue(3)
+        await busy.enqueue(30, 30, 30)
+        await busy.enqueue(30, deadline=busy.now + 1.0)
+        await busy.refused_s(30, deadline=busy.now + 1.0)
+        await busy.refused_s(30, deadline=busy.now + 1.0, lane="bulk")
+        await busy.enqueue(30, deadline=busy.now + 1.3)
+
+    run_with(encoder, scenario)
+
+
+def test_a_guess_of_the_pace_refuses_nobody():
+    encoder = FakeEncoder()
+
+    async def scenario(batcher: Batcher) -> None:
+        encoder.gate.clear()
+        running = asyncio.create_task(batcher.submit([ids(3)]))
+        await engine_is_busy(batcher)
+        waiting = [asyncio.create_task(batcher.submit([ids(30, f)])) for f in range(5, 15)]
+        await queue_is(batcher, 10)
+        encoder.gate.set()
+        await asyncio.gather(running, *waiting)
+
+    run_with(encoder, scenario, max_wait_s=1e-6)
+
+
+@pytest.mark.parametrize("limits", [{"max_queue_tokens": 100}, {"max_wait_s": 0.9}])
+def test_whoever_comes_back_when_told_is_taken_though_newcomers_fill_the_queue(limits):
+    encoder, returns = FakeEncoder(), Returns()
+
+    async def scenario(batcher: Batcher) -> None:
+        busy = Busy(encoder, batcher)
+        await busy.enqueue(3, client="a")
+        await busy.enqueue(25, 25, 25, 25, client="a")
+        told = await busy.refused_s(7, client="a", claim=1)
+        assert told == pytest.approx(1.0)
+        busy.now += told / 2
+        assert await busy.refused_s(7, client="a", claim=1) == pytest.approx(told / 2), "too early"
+        busy.now += told / 2
+        await busy.refused_s(7, client="a", claim=2)  # a newcomer
+        await busy.refused_s(7, client="a")  # one that cannot be recognised
+        assert not returns.accepted
+        await busy.enqueue(7, client="a", claim=1)
+        assert returns.accepted == [True]
+        await busy.refused_s(7, client="a", claim=1)  # once
+        encoder.gate.set()
+        await asyncio.gather(*(job.future for job in busy.jobs))
+
+    run_with(encoder, scenario, observer=returns, **limits)
+    assert 7 in encoder.batches[1], "it is run before what came later and waits"
+
+
+def test_a_promise_that_cannot_be_kept_is_counted_and_renewed():
+    encoder, returns = FakeEncoder(), Returns()
+
+    async def scenario(batcher: Batcher) -> None:
+        busy = Busy(encoder, batcher)
+        await busy.enqueue(3)
+        await busy.enqueue(60, 60, 60)
+        told = await busy.refused_s(30, claim=1)
+        busy.now += told
+        assert await busy.refused_s(30, claim=1) > 0
+        assert returns.accepted == [False]
+
+    run_with(encoder, scenario, max_queue_tokens=100, observer=returns)
 
 
 def test_a_client_that_fills_the_queue_fills_it_for_itself():

@@ -25,11 +25,21 @@ class Waiting:
         self.number = itertools.count()
 
     def add(
-        self, client: str, *lengths: int, lane: Lane = "interactive", now: float = 0.0
+        self,
+        client: str,
+        *lengths: int,
+        lane: Lane = "interactive",
+        now: float = 0.0,
+        first: bool = False,
     ) -> list[Entry]:
         return [
             self.lanes.add(
-                np.full(n, next(self.number)), (client, i), lane=lane, client=client, now=now
+                np.full(n, next(self.number)),
+                (client, i),
+                lane=lane,
+                client=client,
+                now=now,
+                first=first,
             )
             for i, n in enumerate(lengths)
         ]
@@ -273,3 +283,44 @@ def test_an_engine_that_does_not_pad_gets_any_lengths_together(pads, together):
     for n, length in enumerate([60, 20, 3, 60]):
         lanes.add(np.full(length, n), (n, 0), lane="bulk", client="a", now=0)
     assert sorted((len(e.ids) for e in lanes.take(0, quantum=100)), reverse=True) == together
+
+
+def wait_s(waiting: Waiting, client: str, lane: Lane = "interactive", now: float = 0.0) -> float:
+    return waiting.lanes.wait_s(client, lane, 10, tokens_per_s=100.0, now=now)
+
+
+def test_a_wait_is_predicted_from_what_goes_before():
+    waiting = Waiting()
+    waiting.add("heavy", *[20] * 50, now=LONG_AGO)  # 1,000 tokens
+    waiting.add("other", 30, now=LONG_AGO)
+    assert wait_s(waiting, "heavy") == pytest.approx(10.3)
+    assert wait_s(waiting, "light") == pytest.approx(0.2)  # ten tokens of each go before its own
+    assert wait_s(waiting, "job", "bulk") == pytest.approx(10.3)
+    waiting.add("job", *[20] * 50, lane="bulk", now=LONG_AGO)
+    slower = 1 + 1 / BULK_SHARE
+    assert wait_s(waiting, "heavy") == pytest.approx(10.3 * slower)
+
+
+def test_what_will_come_of_others_meanwhile_goes_before_what_waits_of_one():
+    """Fifteen who send what the engine can do, and have nothing waiting, and one who has: its work
+    runs in what they leave."""
+    waiting = Waiting(max_batch_items=1)
+    for second in range(40):
+        for client in range(15):
+            waiting.add(str(client), 6, now=float(second))  # 90 of 100 tokens a second
+        while waiting.lanes.items:
+            waiting.take(float(second))
+    waiting.add("unlucky", *[10] * 20, now=39.0)
+    left = 100 / 16  # of 90 that come a second not more than its share is taken
+    assert 200 / 15 < wait_s(waiting, "unlucky", now=39.0) <= 200 / left
+    assert wait_s(waiting, "0", now=39.0) < 0.5
+    assert wait_s(waiting, "unlucky", now=39.0 + 10 * ABOUT_S) == pytest.approx(2.0)
+
+
+def test_what_comes_first_of_a_client_goes_before_what_waits_of_it_and_not_of_others():
+    waiting = Waiting(max_batch_items=1)
+    waiting.add("a", 10, 11)
+    waiting.add("b", 12)
+    (entry,) = waiting.add("a", 13, first=True)
+    assert waiting.take() == [entry]
+    assert clients(waiting.take()) == {"b"}

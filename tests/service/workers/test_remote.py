@@ -137,8 +137,14 @@ def test_a_full_queue_refuses_across_processes(tmp_path):
         waiting.append(asyncio.create_task(remote.submit([ids(9)])))
         await queue_is(embedder, 1)
         with pytest.raises(Overloaded, match="holds 9 tokens") as refusal:
-            await remote.submit([ids(8)])
-        assert refusal.value.retry_after_s > 0
+            await remote.submit([ids(8)], claim=-7)
+        told_s = refusal.value.retry_after_s
+        assert told_s > 0
+        embedder.batcher._clock = lambda: time.monotonic() + told_s
+        with pytest.raises(Overloaded):
+            await remote.submit([ids(8)], claim=7)
+        waiting.append(asyncio.create_task(remote.submit([ids(8)], claim=-7)))
+        await queue_is(embedder, 2)
         encoder.gate.set()
         await asyncio.gather(*waiting)
         await all_is_free(remote)
