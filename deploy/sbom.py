@@ -101,16 +101,9 @@ def bill() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write what is served, and in which versions.")
     parser.add_argument("target", type=Path)
-    parser.add_argument("--requirements", action="store_true", help="as requirements for pip")
     chosen = parser.parse_args()
-    content = bill()
-    if chosen.requirements:
-        packages = [c for c in content["components"] if c["type"] == "library"]
-        text = "".join(f"{c['name']}=={c['version']}\n" for c in packages)
-    else:
-        text = json.dumps(content, indent=1) + "\n"
     chosen.target.parent.mkdir(parents=True, exist_ok=True)
-    chosen.target.write_text(text, encoding="utf-8")
+    chosen.target.write_text(json.dumps(bill(), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

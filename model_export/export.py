@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +27,7 @@ from mexma.errors import ArtifactError
 from mexma.sample import tatoeba_sample
 from mexma.text import TextTokenizer
 from model_export import graph, parity, storage
+from model_export.progress import Say
 from training.checkpoint import Checkpoint
 from training.encoder import Encoder
 
@@ -57,14 +57,15 @@ def export(
     sentences_per_language: int = parity.SENTENCES_PER_LANGUAGE,
     largest_inline_bytes: int = LARGEST_INLINE_BYTES,
     traced: Encoder | None = None,
-    say: Callable[[str], object] = lambda stage: None,
+    say: Say | None = None,
 ) -> Exported:
     """Write the artifact of `checkpoint` to `out`, replacing what was there.
 
     precision: one of `mexma.artifact.PRECISIONS`. sentences_per_language: how much of the
     sample the parity gate reads, 1 to 70. largest_inline_bytes: weights beyond this go to
     `model.onnx.data`. traced: an encoder to export in the checkpoint's place, which the gate
-    then compares with the checkpoint; for proving that the gate works. say: told of each stage.
+    then compares with the checkpoint; for proving that the gate works. say: told of each stage
+    and of how far it is.
 
     Raises ParityError when the artifact misses its bound, ArtifactError when the checkpoint
     cannot be stored in this precision; `out` is then as it was.
@@ -74,7 +75,8 @@ def export(
     config = encoder.config
     tokenizer_json = minified(checkpoint.tokenizer_json)
     tokenizer = TextTokenizer(tokenizer_json, max_tokens=checkpoint.max_tokens)
-    say(f"tracing {config.layers} layers of {config.hidden}, storing as {precision}")
+    tell: Say = say or (lambda _: None)
+    tell(f"tracing {config.layers} layers of {config.hidden}, storing as {precision}")
     model = build(traced or encoder, precision, token_states=token_states)
 
     with replace_directory(out) as directory:
@@ -102,12 +104,12 @@ def export(
         )
         write_manifest(directory, manifest)
         served = OnnxEncoder(directory)
-        say("proving it against torch; this takes most of the time")
+        tell("proving it against torch; this takes most of the time")
         others = []
         if served.session.engine != "onnxruntime":
             others.append(OnnxEncoder(directory, engine="onnxruntime"))
         report = parity.measure(
-            checkpoint, served, others=others, per_language=sentences_per_language
+            checkpoint, served, others=others, per_language=sentences_per_language, say=say
         )
         manifest = replace(manifest, parity=parity.check(report, bounds))
         write_manifest(directory, manifest)

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from mexma import onnx_runtime
 from mexma.batching import split_batches
@@ -29,6 +28,7 @@ from mexma.errors import ParityError
 from mexma.neighbours import nearest
 from mexma.sample import Sentence, tatoeba_sample
 from mexma.text import TextTokenizer, TokenBatch
+from model_export.progress import Progress, Say
 from training.checkpoint import Checkpoint
 from training.encoder import Encoder
 
@@ -122,7 +122,11 @@ def _exact_lengths(tokenizer: TextTokenizer, sequences: Sequence[Ids]) -> Iterat
 
 
 def torch_vectors(
-    encoder: Encoder, sequences: Sequence[Ids], *, title: str = "torch fp32"
+    encoder: Encoder,
+    sequences: Sequence[Ids],
+    *,
+    title: str = "torch fp32",
+    say: Say | None = None,
 ) -> Float:
     """The original's vectors float32 `[len(sequences), dim]`, on the CPU, L2-normalised."""
 
@@ -132,7 +136,9 @@ def torch_vectors(
         found: Float = torch.nn.functional.normalize(vectors, dim=-1).numpy()
         return found
 
-    return _in_batches(run, sequences, encoder.config.pad_id, encoder.config.dim, title)
+    return _in_batches(
+        run, sequences, encoder.config.pad_id, encoder.config.dim, title=title, say=say
+    )
 
 
 def measure(
@@ -141,11 +147,12 @@ def measure(
     *,
     others: Sequence[OnnxEncoder] = (),
     per_language: int = SENTENCES_PER_LANGUAGE,
+    say: Say | None = None,
 ) -> dict[str, Any]:
     """Compare, and return what the manifest will say under `parity`.
 
     others: the same artifact on further engines, which another machine may choose; of these only
-    the vectors are compared.
+    the vectors are compared. say: is told how far it is.
 
     Raises ParityError when the artifact tokenizes differently; bounds are not looked at.
     """
@@ -160,15 +167,16 @@ def measure(
         if not np.array_equal(ids, exported.ids):
             raise ParityError(f"the exported tokenizer splits {text!r} differently")
 
-    reference = torch_vectors(checkpoint.encoder, proof.sequences)
+    reference = torch_vectors(checkpoint.encoder, proof.sequences, say=say)
     pad, dim = artifact.manifest.pad_id, artifact.manifest.dim
-    batched = _in_batches(artifact.session.run, proof.sequences, pad, dim, "artifact, batched")
-    alone = np.concatenate(
-        [
-            artifact.run([ids])
-            for ids in tqdm(proof.sequences, desc="artifact, alone", leave=False, disable=None)
-        ]
+    batched = _in_batches(
+        artifact.session.run, proof.sequences, pad, dim, title="artifact, batched", say=say
     )
+    alone = np.empty_like(batched)
+    with Progress("artifact, alone", len(alone), say) as progress:
+        for row, ids in enumerate(proof.sequences):
+            alone[row] = artifact.run([ids])[0]
+            progress.update(1)
     close = _cosines(reference, batched)
     retrieval, agreement = _retrieval(proof.sentences, reference, batched)
     drops = [before - after for r in retrieval.values() for before, after in r.values()]
@@ -195,7 +203,12 @@ def measure(
             _cosines(
                 reference,
                 _in_batches(
-                    other.session.run, proof.sequences, pad, dim, f"artifact, {other.engine}"
+                    other.session.run,
+                    proof.sequences,
+                    pad,
+                    dim,
+                    title=f"artifact, {other.engine}",
+                    say=say,
                 ),
             ).min()
         )
@@ -231,16 +244,22 @@ def check(report: dict[str, Any], bounds: Bounds) -> dict[str, Any]:
 
 
 def _in_batches(
-    run: Callable[[TokenBatch], Float], sequences: Sequence[Ids], pad_id: int, dim: int, title: str
+    run: Callable[[TokenBatch], Float],
+    sequences: Sequence[Ids],
+    pad_id: int,
+    dim: int,
+    *,
+    title: str,
+    say: Say | None,
 ) -> Float:
     out = np.empty((len(sequences), dim), np.float32)
     batches = split_batches(
         [len(s) for s in sequences], max_tokens=BATCH_TOKENS, max_items=BATCH_ITEMS
     )
-    with tqdm(total=len(sequences), desc=title, leave=False, disable=None) as bar:
+    with Progress(title, len(sequences), say) as progress:
         for rows in batches:
             out[rows] = run(TokenBatch.pad([sequences[i] for i in rows], pad_id))
-            bar.update(len(rows))
+            progress.update(len(rows))
     return out
 
 

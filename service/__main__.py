@@ -89,6 +89,11 @@ def serve(settings: Settings) -> None:
             "there are no API keys (MEXMA_API_KEYS_FILE): whoever reaches %s may read, write and drop",
             settings.host,
         )
+    if settings.models_dir is not None and not settings.models_dir.is_dir():
+        raise InstallationError(
+            f"MEXMA_MODELS_DIR {settings.models_dir.absolute()} is no directory; a reload takes models "
+            "below it"
+        )
     guard_of(settings)  # a file of keys that cannot be used is said before anything slow
     audit = Audit(settings.audit_log)
     listener = _listen(settings.host, settings.port)

@@ -13,6 +13,7 @@ from starlette.types import Scope
 from mexma.errors import AuditError
 from service.http_errors import error_response, for_exception
 from service.metrics import Metrics
+from service.routes.names import UNMATCHED, name_of
 from service.security.access import Guard, Refusal
 from service.security.audit import Audit
 from service.security.quotas import current as current_quota
@@ -42,7 +43,8 @@ class Gate:
         if isinstance(found, Refusal):
             return self._refuse(scope, found)
         current_quota.set(found.quota)
-        if found.role != "admin":
+        # Where there is no route nothing is done, whatever it would need.
+        if found.role != "admin" or name_of(scope["path"]) == UNMATCHED:
             return None
         act: Act = {
             "request_id": request_id,

@@ -147,7 +147,10 @@ def test_the_command_line(tmp_path, capsys):
     options = ["--precision", "compact", "--prefix", "query: ", "--max-tokens", "40"]
     options += ["--name", "small", "--licence", "MIT", "--sentences-per-language", "2"]
     assert main([source, out, *options]) == 0
-    assert "small, compact, 64 dimensions, 40 tokens" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "small, compact, 64 dimensions, 40 tokens" in said.out
+    for step in ("torch fp32", "artifact, batched", "artifact, alone"):
+        assert f"  {step}: " in said.err, "the proof takes minutes with a real model"
     manifest = open_artifact(tmp_path / "artifact").manifest
     assert (manifest.prefix, manifest.max_tokens, manifest.name) == ("query: ", 40, "small")
     assert manifest.source["licence"] == "MIT"

@@ -268,6 +268,7 @@ def test_bad_starts_are_refused_in_one_sentence(tmp_path):
         "MEXMA_PORT": {"port": "http"},
         "cannot listen on 127.0.0.1 port": {"port": taken.getsockname()[1]},
         "afile cannot hold collections: File exists": {"data_dir": file},
+        "nowhere is no directory": {"models_dir": tmp_path / "nowhere"},
     }
     for says, settings in cases.items():
         outcome = run_serve(tmp_path, **settings)

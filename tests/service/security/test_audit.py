@@ -38,6 +38,13 @@ def test_what_others_do_or_try_is_not_an_administrator_s_act(guarded):
     assert guarded.acts() == []
 
 
+def test_what_is_not_there_is_nobody_s_act(guarded):
+    for path in ("/favicon.ico", "/v1/collection"):
+        assert guarded.ask("POST", path, "admin", json={}).status_code == 404
+        assert guarded.ask("POST", path, "write", json={}).status_code == 403, "closed all the same"
+    assert guarded.acts() == []
+
+
 def test_an_act_that_cannot_be_recorded_is_not_done(guarded, monkeypatch):
     guarded.ask("PUT", "/v1/collections/c", "write")
 
