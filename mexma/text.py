@@ -8,10 +8,10 @@ the caller has to be told how many tokens there were and where the text was cut.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,14 @@ from tokenizers import Tokenizer
 
 from mexma.errors import EmptyText, EngineError, TextTooLong, TokenOutOfRange, UnencodableText
 
+T = TypeVar("T")
 Side = Literal["right", "left"]
+
+# What is tokenised at once. The library takes some 150 bytes a character until it is done: a text of
+# 15 MB in one piece took 2.3 GB, of which the allocator kept half.
+GROUP_CHARACTERS = 2**17
+# White space is looked for so far back.
+LONGEST_WORD = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,30 @@ class TokenBatch:
         ids = np.full(self.mask.shape, self.pad_id, np.int64)
         ids[self.mask.astype(bool)] = self.tokens
         return ids
+
+
+def _groups(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """(first, last) of runs of texts that hold GROUP_CHARACTERS at most, or one longer text."""
+    first = size = 0
+    for i, text in enumerate(texts):
+        if i > first and size + len(text) > GROUP_CHARACTERS:
+            yield first, i
+            first, size = i, 0
+        size += len(text)
+    if first < len(texts):
+        yield first, len(texts)
+
+
+def _end_of_piece(text: str, start: int) -> int:
+    """Before the last white space within GROUP_CHARACTERS, where there is one: words are tokenised
+    each by itself."""
+    end = start + GROUP_CHARACTERS
+    if end >= len(text):
+        return len(text)
+    for i in range(end, max(start, end - LONGEST_WORD), -1):
+        if text[i].isspace() and not text[i - 1].isspace():
+            return i
+    return end
 
 
 def _is_panic(error: BaseException) -> bool:
@@ -133,16 +164,70 @@ class TextTokenizer:
                     item=item,
                 ) from None
         prefixed = [self.prefix + text for text in texts] if self.prefix else list(texts)
+        out: list[Tokens] = []
+        for first, last in _groups(prefixed):
+            group = prefixed[first:last]
+            if len(group[0]) > GROUP_CHARACTERS:
+                out.append(self._fit_long(first, group[0], truncate=truncate, side=side))
+                continue
+            encoded = self._guarded(self._tokenizer.encode_batch_fast, group)
+            out += [
+                self._fit(item, np.array(e.ids, np.int64), text, truncate=truncate, side=side)
+                for item, (e, text) in enumerate(zip(encoded, group, strict=True), first)
+            ]
+        return out
+
+    def _guarded(self, work: Callable[..., T], *texts: Any, **options: bool) -> T:
+        """What the library's own code gives. Raises EngineError when it fails."""
         try:
-            encoded = self._tokenizer.encode_batch_fast(prefixed, add_special_tokens=True)
+            return work(*texts, **options)
         except BaseException as error:
             if isinstance(error, Exception) or _is_panic(error):
                 raise EngineError(f"the tokenizer failed: {error}") from error
             raise
-        return [
-            self._fit(item, np.array(e.ids, np.int64), prefixed[item], truncate=truncate, side=side)
-            for item, e in enumerate(encoded)
-        ]
+
+    def _fit_long(self, item: int, text: str, *, truncate: bool, side: Side) -> Tokens:
+        """As `_fit`, for a text of any length (with its prefix): read piece by piece, of which only the
+        tokens that are kept stay in memory. Where a piece cannot end before white space, in a word or a
+        run of spaces of over LONGEST_WORD characters, the count of tokens seen may be off by one."""
+        room = self.max_tokens - self.overhead_tokens
+        seen, at = 0, 0
+        kept: list[tuple[int, int, int]] = []  # id, start, end
+        while at < len(text):
+            end = _end_of_piece(text, at)
+            piece = text[at:end]
+            encoded = self._guarded(self._tokenizer.encode, piece, add_special_tokens=False)
+            tokens, offsets = encoded.ids, encoded.offsets
+            seen += len(tokens)
+            wanted = slice(room - len(kept)) if side == "right" else slice(-room, None)
+            if side == "left" or len(kept) < room:
+                found = zip(tokens[wanted], offsets[wanted], strict=True)
+                kept += [(token, at + start, at + stop) for token, (start, stop) in found]
+            kept = kept[:room] if side == "right" else kept[-room:]
+            at = end
+        self._check(item, seen + self.overhead_tokens, truncate)
+        cut_at = None
+        if seen > room:
+            cut_at = max(0, (kept[-1][2] if side == "right" else kept[0][1]) - len(self.prefix))
+        content = np.array([token for token, _, _ in kept], np.int64)
+        ids = np.concatenate([self._head, content, self._tail])
+        return Tokens(ids, seen + self.overhead_tokens, cut_at)
+
+    def _check(self, item: int, seen: int, truncate: bool) -> None:
+        """Raises EmptyText and TextTooLong for so many tokens, special ones included."""
+        if seen <= self.overhead_tokens:
+            raise EmptyText(
+                f"item {item} holds no token that this model's tokenizer knows "
+                "(only white space or invisible characters?)",
+                item=item,
+            )
+        if seen > self.max_tokens and not truncate:
+            raise TextTooLong(
+                f"item {item} has {seen} tokens; the limit is {self.max_tokens} and truncation "
+                "was refused",
+                item=item,
+                limit=self.max_tokens,
+            )
 
     def from_ids(self, items: Sequence[Sequence[int]], *, truncate: bool = True) -> list[Tokens]:
         """Accept ids of this tokenizer, with or without its special tokens around them.
@@ -178,21 +263,9 @@ class TextTokenizer:
         self, item: int, ids: NDArray[np.int64], text: str | None, *, truncate: bool, side: Side
     ) -> Tokens:
         seen = len(ids)
-        if seen <= self.overhead_tokens:
-            raise EmptyText(
-                f"item {item} holds no token that this model's tokenizer knows "
-                "(only white space or invisible characters?)",
-                item=item,
-            )
+        self._check(item, seen, truncate)
         if seen <= self.max_tokens:
             return Tokens(ids, seen)
-        if not truncate:
-            raise TextTooLong(
-                f"item {item} has {seen} tokens; the limit is {self.max_tokens} and truncation "
-                "was refused",
-                item=item,
-                limit=self.max_tokens,
-            )
         head, tail = len(self._head), len(self._tail)
         room = self.max_tokens - self.overhead_tokens
         content = ids[head : seen - tail]

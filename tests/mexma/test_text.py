@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,10 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexma.errors import EmptyText, EngineError, TextTooLong, TokenOutOfRange, UnencodableText
-from mexma.text import TextTokenizer, TokenBatch
+from mexma.text import TextTokenizer, TokenBatch, _groups
+from tests.conftest import ROOT
 from tests.fakes import byte_tokenizer_json, text_of
 
 TOKENIZER = TextTokenizer(byte_tokenizer_json(), max_tokens=10)
+
+
+@cache
+def default_tokenizer(max_tokens: int) -> TextTokenizer:
+    return TextTokenizer(
+        (ROOT / "models/default/tokenizer.json").read_bytes(), max_tokens=max_tokens
+    )
 
 
 @settings(deadline=None, max_examples=300)
@@ -118,3 +127,41 @@ def test_a_tokenizer_that_panics_is_an_error_like_others():
     tokenizer._tokenizer = Panics()
     with pytest.raises(EngineError, match="index out of bounds"):
         tokenizer.encode(["text"])
+
+
+WORDS = st.lists(
+    st.text(alphabet="abcxyzé猫", min_size=1, max_size=9).flatmap(
+        lambda word: st.sampled_from([" ", "\n", "\u3000 "]).map(lambda space: word + space)
+    ),
+    max_size=30,
+).map("".join)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(WORDS, min_size=1, max_size=4), st.sampled_from(["right", "left"]), st.integers(3, 40)
+)
+def test_a_long_text_read_in_pieces_is_what_it_is_in_one(texts, side, piece):
+    """With a real model's tokenizer, whose words are tokenised each by itself."""
+    whole = default_tokenizer(12)
+    texts = [f"a{text}" for text in texts]
+    expected = whole.encode(texts, side=side)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mexma.text.GROUP_CHARACTERS", max(piece, 20))
+        found = whole.encode(texts, side=side)
+    for text, one, other in zip(texts, expected, found, strict=True):
+        assert one.ids.tolist() == other.ids.tolist(), text
+        assert (one.seen, one.cut_at) == (other.seen, other.cut_at), text
+
+
+def test_a_long_text_is_refused_in_the_words_of_a_short_one(monkeypatch):
+    monkeypatch.setattr("mexma.text.GROUP_CHARACTERS", 8)
+    with pytest.raises(TextTooLong, match="item 1 has 22 tokens; the limit is 10"):
+        TOKENIZER.encode(["a", "x" * 20], truncate=False)
+
+
+def test_many_texts_are_not_all_tokenised_at_once(monkeypatch):
+    monkeypatch.setattr("mexma.text.GROUP_CHARACTERS", 8)
+    texts = ["abc", "defg", "h" * 9, "i", "jklmnop", "q"]
+    assert list(_groups(texts)) == [(0, 2), (2, 3), (3, 5), (5, 6)]
+    assert [text_of(t.ids) for t in TOKENIZER.encode(texts)] == [*texts[:2], "h" * 8, *texts[3:]]
