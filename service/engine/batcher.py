@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from mexma.errors import DeadlineExceeded, EngineError, NonFiniteVector, Overloaded
 from service.engine.cache import VectorCache
 from service.engine.claims import Claims
-from service.engine.cost import BatchCost
+from service.engine.cost import BatchCost, Pace
 from service.engine.lanes import Entry, Lane, Lanes, entries_by_receiver
 from service.engine.priority import lower
 
@@ -133,6 +133,7 @@ class Batcher:
         self._generation = 0  # of the engine's thread; older ones have been given up
         self._alone_tokens = 32.0  # of an interactive request, on average
         self.cost = BatchCost()
+        self.pace = Pace()
         self.last_failure: str | None = None
 
     @property
@@ -330,7 +331,7 @@ class Batcher:
             return None
         if due and self._observer:
             self._observer.returned(accepted=False)
-        rate = self.cost.tokens_per_s
+        rate = self.pace.tokens_per_s or self.cost.tokens_per_s
         told_s = self._claims.tell(key, tokens, wait_s, tokens_per_s=rate, now=now)
         return Overloaded(f"{reason}; retry later", retry_after_s=told_s)
 
@@ -353,15 +354,17 @@ class Batcher:
         if waiting + tokens > limit and not (
             waiting + tokens <= 2 * limit and (due or self._within_share(tokens, client))
         ):
-            return f"{holds} exceed its limit of {limit}", waiting / self.cost.tokens_per_s
+            return f"{holds} exceed its limit of {limit}", waiting / (
+                self.pace.tokens_per_s or self.cost.tokens_per_s
+            )
         # What a guess says of the pace refuses nobody.
         patience_s = self._max_wait_s if lane == "interactive" else math.inf
         if due:
             patience_s *= 2
         elif deadline is not None:
             patience_s = min(patience_s, deadline - now)
-        rate = self.cost.tokens_per_s
-        if not self.cost.known or patience_s == math.inf:
+        rate = self.pace.tokens_per_s
+        if rate is None or patience_s == math.inf:
             return None, 0.0
         if waiting <= patience_s * rate and not self._lanes.tokens_of(client):
             return None, 0.0  # at once for most
@@ -448,6 +451,8 @@ class Batcher:
     def _report(self, outcome: _Outcome) -> None:
         if outcome.vectors is not None:
             self.cost.observe(self._computed(outcome.batch), outcome.seconds)
+            if self._lanes.items:
+                self.pace.observe(sum(map(len, outcome.batch)), outcome.seconds)
         self._on_loop(self._settle_batch, outcome)
 
     def _computed(self, batch: list[Entry]) -> int:

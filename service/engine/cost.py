@@ -6,6 +6,13 @@ good enough to say when a queue will be empty and how many tokens fit into a tim
 
 from __future__ import annotations
 
+from math import exp
+
+# Seconds of work after which what was seen of the pace before counts for a third.
+MEMORY_S = 5.0
+# The pace is known once so many seconds of work were seen.
+KNOWN_S = 0.5
+
 # The weight of a batch falls by this factor with each later one: about the last 50 count.
 DECAY = 0.98
 
@@ -18,11 +25,6 @@ class BatchCost:
         self.base_s = 0.0
         self.s_per_token = 1.0 / tokens_per_s
         self._weight = self._t = self._tt = self._s = self._ts = 0.0
-
-    @property
-    def known(self) -> bool:
-        """Whether a batch has been timed."""
-        return self._weight > 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -54,3 +56,24 @@ class BatchCost:
         proportional = mean_s / mean_t
         self.s_per_token = slope if 0.02 * proportional < slope < proportional else proportional
         self.base_s = max(0.0, mean_s - self.s_per_token * mean_t)
+
+
+class Pace:
+    """How fast a queue empties: tokens a second over the batches behind which others waited.
+
+    What runs alone says nothing of it: a batch of one short text takes nearly as long as one of ten.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """A batch of `tokens` took `seconds` while others waited."""
+        kept = exp(-seconds / MEMORY_S)
+        self._tokens = self._tokens * kept + tokens
+        self._seconds = self._seconds * kept + max(seconds, 1e-7)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """None as long as too little was seen."""
+        return self._tokens / self._seconds if self._seconds >= KNOWN_S else None

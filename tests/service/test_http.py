@@ -231,7 +231,7 @@ def test_a_refused_request_is_not_read_and_is_taken_when_it_comes_back_in_time(m
     while "mexma_queue_items 1.0" not in client.get("/metrics").text:
         pass
     batcher = client.app.state.encoders.default.batcher
-    batcher.cost.observe(100_000, 10_000.0)  # ten tokens a second, so that the time told is long
+    batcher.pace.observe(100_000, 10_000.0)  # ten tokens a second, so that the time told is long
     said = {"content": b"{ no JSON", "headers": {"content-type": "application/json"}}
     refused = client.post(path, **said)
     assert refused.status_code == 503, "no room for any request: it was read before that was seen"

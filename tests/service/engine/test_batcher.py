@@ -403,7 +403,7 @@ class Busy:
     def __init__(self, encoder: FakeEncoder, batcher: Batcher):
         encoder.gate.clear()
         self.batcher = batcher
-        batcher.cost.observe(100, 1.0)
+        batcher.pace.observe(100, 1.0)
         self.now = 1000.0
         batcher._clock = lambda: self.now
         self.jobs: list[Job] = []
@@ -466,6 +466,26 @@ def test_a_guess_of_the_pace_refuses_nobody():
         await asyncio.gather(running, *waiting)
 
     run_with(encoder, scenario, max_wait_s=1e-6)
+
+
+def test_what_ran_alone_says_nothing_of_the_pace():
+    encoder, now = FakeEncoder(), 0.0
+
+    def slow(sequences):
+        nonlocal now
+        now += 1.0
+        return FakeEncoder.run(encoder, sequences)
+
+    async def scenario(batcher: Batcher) -> None:
+        batcher._run = slow
+        batcher._clock = lambda: now
+        for fill in range(5, 15):
+            await batcher.submit([ids(2, fill)])  # two tokens a second, alone
+        assert batcher.pace.tokens_per_s is None
+        await batcher.submit([ids(8, fill) for fill in range(20, 40)])
+        assert batcher.pace.tokens_per_s == pytest.approx(64.0)  # eight at once, with others behind
+
+    run_with(encoder, scenario)
 
 
 @pytest.mark.parametrize("limits", [{"max_queue_tokens": 100}, {"max_wait_s": 0.9}])
