@@ -42,9 +42,10 @@ from service.engine.priority import lower
 log = logging.getLogger(__name__)
 Run = Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]
 
-# While a light interactive client is about, others' batches take at most this many times as long
-# as its own would alone: it waits for one of them at most, so its time at most doubles.
-PATIENCE = 1.0
+# While a light interactive client is about, others' batches take at most this many times as long as
+# its own would alone: it waits for one, and is computed beside half of another. At 1.3 its time at most
+# doubles, and a heavy client keeps half of its pace (`tests/service/engine/test_fairness.py`).
+PATIENCE = 1.3
 
 
 class BatchObserver(Protocol):

@@ -37,7 +37,7 @@ LOOKAHEAD = 512
 # Interactive tokens that run for each bulk token while both lanes wait.
 BULK_SHARE = 8
 
-# A client is light beside one that has so many times as much waiting, however long its texts.
+# A client is light beside one that sends so many times as many tokens, however long its texts.
 LIGHT_SHARE = 4
 
 # An interactive client is about for so long after its last request.
@@ -201,7 +201,7 @@ class Lanes:
             light = self._light_about(now, quantum)
             candidates = _fairly(
                 flows,
-                [quantum if light and not self._is_light(f, quantum) else inf for f in flows],
+                [quantum if light and not self._is_light(f, now, quantum) else inf for f in flows],
             )
         chosen = take_batch(
             [len(c.ids) for c in candidates],
@@ -261,14 +261,16 @@ class Lanes:
     def _light_about(self, now: float, quantum: float) -> bool:
         """Whether a light interactive client was seen lately."""
         return any(
-            now - flow.seen <= ABOUT_S and self._is_light(flow, quantum)
+            now - flow.seen <= ABOUT_S and self._is_light(flow, now, quantum)
             for flow in self._queues["interactive"].flows.values()
         )
 
-    def _is_light(self, flow: _Flow, quantum: float) -> bool:
-        """Whether little of an interactive client waits now: by itself, or beside another's."""
-        heaviest = max(f.tokens for f in self._queues["interactive"].flows.values())
-        return flow.tokens < quantum or flow.tokens * LIGHT_SHARE <= heaviest
+    def _is_light(self, flow: _Flow, now: float, quantum: float) -> bool:
+        """Whether little of an interactive client waits now, or has come lately beside another's."""
+        if flow.tokens < quantum:
+            return True
+        heaviest = max(f.pace(now) for f in self._queues["interactive"].flows.values())
+        return flow.pace(now) * LIGHT_SHARE <= heaviest
 
     def _enqueue(self, entry: Entry, now: float, first: bool = False) -> None:
         queue = self._queues[entry.lane]
