@@ -36,7 +36,9 @@ from service.turns import Turns
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Shortcut = Callable[[bytes, Mapping[bytes, bytes], Scope, Receive], Awaitable[Response | None]]
+Shortcut = Callable[
+    [bytes, Mapping[bytes, bytes], Scope, Receive, Turns], Awaitable[Response | None]
+]
 
 # A client that left is noticed so much later at most; most requests are done before.
 WATCH_AFTER_S = 0.05
@@ -104,7 +106,6 @@ class RequestBorder:
             return
         started = time.monotonic()
         headers = dict(scope["headers"])
-        await self.turns.mine(client_of(scope, headers, self.client_header))
         given = headers.get(b"x-request-id", b"")
         request_id = (
             given
@@ -153,11 +154,12 @@ class RequestBorder:
             current_claim.set(hash(body) or 1)  # 0 is none, between processes
             hot = scope["method"] == "POST" and not scope.get("long_way")
             if hot and (way := self.shortcuts.get(scope["path"])):
-                response = await way(body, headers, scope, receive)
+                response = await way(body, headers, scope, receive, self.turns)
                 if response is not None:
                     await response(scope, receive, send)
                     return
             receive = _replay(body, receive)
+        await self.turns.mine(client_of(scope, headers, self.client_header))
         await self.app(scope, receive, send)
 
     def _note(self, scope: Scope, status: int, seconds: float, trace: Trace | None) -> None:

@@ -20,6 +20,7 @@ from mexma.errors import InputError, MexmaError, Overloaded
 from service.caller import Caller, caller_of
 from service.http_errors import for_exception
 from service.middleware import Shortcut, watched
+from service.turns import Turns
 from service.vectors import NPY
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -34,22 +35,28 @@ def shortcut(
     *,
     client_header: str,
     takes: Callable[[Body], bool] = lambda _: True,
-    refusal: Callable[[int, Caller], Overloaded | None] = lambda *_: None,
+    refusal: Callable[[int, Caller, int], Overloaded | None] = lambda *_: None,
 ) -> Shortcut:
     """The way past the framework to `answer`, which gets the body, who asks, and whether `.npy` is
     wanted. It gives None for a request that has to take the long way; takes: whether a sound one
-    need not. refusal: by the size of a body, before it is read, where there is no room for it."""
+    need not. refusal: by the size of a body, before it is parsed or waits for its turn, where there is
+    no room for it behind what waits and so many requests that have not begun."""
     npy = NPY.encode()
 
     async def handle(
-        body: bytes, headers: Mapping[bytes, bytes], scope: Scope, receive: Receive
+        body: bytes,
+        headers: Mapping[bytes, bytes],
+        scope: Scope,
+        receive: Receive,
+        turns: Turns,
     ) -> Response | None:
         if headers.get(b"content-type") not in JSON_TYPES:
             return None
         try:
             caller = caller_of(scope, headers, client_header=client_header)
-            if (full := refusal(len(body), caller)) is not None:
+            if (full := refusal(len(body), caller, turns.waiting)) is not None:
                 return for_exception(scope["path"], full)
+            await turns.mine(caller.client)
             parsed = model.model_validate(orjson.loads(body))
         except (orjson.JSONDecodeError, ValidationError, InputError):
             return None

@@ -18,11 +18,12 @@ BEGIN_AT_ONCE = 4
 
 
 class Turns:
-    """Among the requests of one event loop."""
+    """Among the requests of one event loop. waiting: how many have not begun."""
 
     def __init__(self, at_once: int = BEGIN_AT_ONCE):
         self._at_once = at_once
         self._begun = 0  # in this round
+        self.waiting = 0
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}  # who is next, first
 
     async def mine(self, client: Hashable) -> None:
@@ -35,6 +36,7 @@ class Turns:
             return
         turn = loop.create_future()
         self._waiting.setdefault(client, deque()).append(turn)
+        self.waiting += 1
         await turn
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -44,6 +46,7 @@ class Turns:
             client = next(iter(self._waiting))
             queue = self._waiting.pop(client)
             turn = queue.popleft()
+            self.waiting -= 1
             if queue:
                 self._waiting[client] = queue  # behind all others
             if not turn.done():  # its request was not cancelled

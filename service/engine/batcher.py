@@ -315,19 +315,24 @@ class Batcher:
         client: Hashable,
         deadline: float | None = None,
         claim: int | None = None,
+        coming: int = 0,
     ) -> Overloaded | None:
-        """Why so many tokens of `client` are not taken now, None if they would be.
+        """Why so many tokens of `client` are not taken now, None if they would be. coming: jobs that will
+        be in the queue before it.
 
         Who is told when to come back is remembered by `claim`, and taken then: up to twice of what
         newcomers may fill, and before them.
         """
-        if not self._lanes.tokens or not tokens:
+        if not tokens or not (self._lanes.tokens or coming):
             return None
         now = self._clock()
         key = None if claim is None else (client, claim)
         due = key is not None and self._claims.is_due(key, now)
         with self._arrived:
-            reason, wait_s = self._reason(tokens, lane, client, deadline, now, due=due)
+            before = int(coming * self._alone_tokens)
+            reason, wait_s = self._reason(
+                tokens, lane, client, deadline, now, before=before, due=due
+            )
         if reason is None:
             return None
         if due and self._observer:
@@ -344,11 +349,12 @@ class Batcher:
         deadline: float | None,
         now: float,
         *,
+        before: int,
         due: bool,
     ) -> tuple[str | None, float]:
         """Why not, and how long that lasts. A client that has nothing waiting in an empty queue is
         always taken."""
-        waiting, limit = self._lanes.tokens, self._max_queue_tokens
+        waiting, limit = self._lanes.tokens + before, self._max_queue_tokens
         if not waiting:
             return None, 0.0
         holds = f"the queue holds {waiting} tokens and {tokens} more would"
@@ -370,6 +376,7 @@ class Batcher:
         if waiting <= patience_s * rate and not self._lanes.tokens_of(client):
             return None, 0.0  # at once for most
         wait_s = self._lanes.wait_s(client, lane, tokens, tokens_per_s=rate, now=now)
+        wait_s += before / rate
         if wait_s <= patience_s:
             return None, 0.0
         return f"{holds} wait {wait_s:.1f} s, longer than they may ({patience_s:.1f} s)", wait_s

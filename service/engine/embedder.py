@@ -165,10 +165,12 @@ class Embedder:
         limit_s = self.settings.request_timeout_s
         return limit_s if caller.timeout_s is None else min(limit_s, caller.timeout_s)
 
-    def refusal(self, body_bytes: int, caller: Caller) -> Overloaded | None:
+    def refusal(self, body_bytes: int, caller: Caller, coming: int) -> Overloaded | None:
         """What a request with a body of this size will be told, where it is clear that the queue has no
-        room for it; before anything is parsed, since under overload most requests are refused."""
-        if not self.batcher.queued_tokens or self.settings.cache_mb:  # hits need no room
+        room for it; before anything is parsed, since under overload most requests are refused.
+        coming: requests that were let in and are not in the queue yet."""
+        nobody_waits = not (self.batcher.queued_tokens or coming)
+        if nobody_waits or self.settings.cache_mb:  # hits need no room
             return None
         tokens = max(3, body_bytes // BYTES_PER_TOKEN)
         lane = caller.lane or self._lane(tokens)
@@ -180,6 +182,7 @@ class Embedder:
             client=caller.client,
             deadline=time.monotonic() + self._limit_s(caller),
             claim=claims.current.get(),
+            coming=coming,
         )
 
     def check_count(self, count: int) -> None:

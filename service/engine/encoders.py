@@ -78,9 +78,9 @@ class Encoders:
         """Whose vectors a request gets that names `model`."""
         return self.named(model) or self.default
 
-    def refusal(self, body_bytes: int, caller: Caller) -> Overloaded | None:
+    def refusal(self, body_bytes: int, caller: Caller, coming: int) -> Overloaded | None:
         """As `Embedder.refusal`; where there are several, the body says which one is meant."""
-        return self.default.refusal(body_bytes, caller) if len(self) == 1 else None
+        return self.default.refusal(body_bytes, caller, coming) if len(self) == 1 else None
 
     def known(self, model: str) -> Embedder:
         """The one that is meant by a name or fingerprint. Raises ModelNotFound that lists them."""

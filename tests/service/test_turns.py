@@ -6,7 +6,12 @@ import asyncio
 from itertools import pairwise
 
 import pytest
+from fastapi.responses import Response
 
+from mexma.errors import Overloaded
+from service.caller import Caller
+from service.schemas import EmbeddingRequest
+from service.shortcut import shortcut
 from service.turns import Turns
 
 
@@ -45,6 +50,31 @@ def test_clients_take_turns_and_each_keeps_its_own_order():
     waited = [c for c, _ in order[2:]]  # two of a began before anybody waited
     for start in range(0, 51, 3):
         assert sorted(waited[start : start + 3]) == ["a", "b", "c"]
+
+
+def test_who_is_refused_does_not_wait_for_a_turn_and_is_told_of_those_who_do():
+    async def scenario() -> tuple[int, int]:
+        turns, seen = Turns(at_once=1), []
+        waiting = [asyncio.create_task(turns.mine("large")) for _ in range(50)]
+        await asyncio.sleep(0)
+
+        def refusal(_: int, __: Caller, coming: int) -> Overloaded:
+            seen.append(coming)
+            return Overloaded("full; retry later", retry_after_s=1.0)
+
+        async def never(*_: object) -> Response:
+            raise AssertionError
+
+        way = shortcut(EmbeddingRequest, never, client_header="", refusal=refusal)
+        scope = {"type": "http", "path": "/v1/embeddings", "headers": []}
+        headers = {b"content-type": b"application/json"}
+        answer = await way(b"{}", headers, scope, never, turns)  # type: ignore[arg-type]
+        left = turns.waiting
+        await asyncio.gather(*waiting)
+        assert answer is not None and turns.waiting == 0
+        return answer.status_code, seen[0] - left
+
+    assert asyncio.run(scenario()) == (503, 0)
 
 
 def test_the_loop_does_other_things_between():

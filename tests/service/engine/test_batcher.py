@@ -438,6 +438,24 @@ def test_interactive_work_that_would_wait_too_long_is_refused_and_bulk_work_wait
     run_with(encoder, scenario, max_wait_s=1.8)
 
 
+def test_jobs_that_have_been_let_in_and_are_not_in_the_queue_yet_count():
+    """Or a loop that is behind lets in far more than the engine can do in time."""
+    encoder = FakeEncoder()
+
+    async def scenario(batcher: Batcher) -> None:
+        busy = Busy(encoder, batcher)
+        assert batcher.refusal(10, lane="interactive", client="one", coming=5) is None
+        for waiting in (False, True):
+            if waiting:
+                await busy.enqueue(3)
+                await busy.enqueue(30, client="other")
+            refused = batcher.refusal(10, lane="interactive", client="one", coming=1000)
+            assert refused is not None and refused.retry_after_s is not None
+            assert refused.retry_after_s == 60.0  # the longest that anybody is told
+
+    run_with(encoder, scenario, max_wait_s=2.0, max_queue_tokens=10**6)
+
+
 def test_work_that_would_not_begin_before_its_deadline_is_refused_at_once():
     encoder = FakeEncoder()
 
