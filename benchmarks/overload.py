@@ -176,6 +176,11 @@ def main() -> None:
             server.process.terminate()
             ended = server.process.wait(60)
     assert ready == 200 and ended == 0, (ready, ended)
+    odd = ~np.isin(answers["status"], (200, 503))
+    kinds, counts = np.unique(answers["status"][odd], return_counts=True)
+    print(
+        "neither answered nor refused, by status (0: cut):", dict(zip(kinds, counts, strict=True))
+    )
     file = arguments.out or result_file("overload")
     picture(answers, memory, peak, seconds, file.with_suffix(".png"))
     text = report(arguments, file, answers, memory, peak, rates, after, before_mb, cost_us)
