@@ -48,6 +48,14 @@ def test_what_is_low_already_stays_where_it_is():
     assert lowered(twice) == 10
 
 
+def test_where_it_is_forbidden_the_work_is_done_all_the_same(monkeypatch):
+    def forbidden(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    assert lowered(own_nice) == own_nice()
+
+
 def test_an_error_of_the_work_is_its_caller_s():
     def fails() -> None:
         raise MemoryError("too large")
