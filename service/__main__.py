@@ -28,8 +28,8 @@ from service import logs
 from service.app import create_app
 from service.connection import Connections, protocol, room_for_connections
 from service.draining import DrainingServer
-from service.engine.priority import lowered
 from service.engine.tuning import Tuning
+from service.priority import lowered
 from service.security.access import guard_of
 from service.security.audit import Audit
 from service.settings import Settings

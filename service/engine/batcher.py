@@ -37,7 +37,7 @@ from service.engine.cache import VectorCache
 from service.engine.claims import Claims
 from service.engine.cost import BatchCost, Pace
 from service.engine.lanes import Entry, Lane, Lanes, entries_by_receiver
-from service.engine.priority import lower
+from service.priority import lower
 
 log = logging.getLogger(__name__)
 Run = Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]

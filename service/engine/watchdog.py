@@ -17,8 +17,8 @@ import numpy as np
 
 from mexma.errors import MexmaError, Overloaded
 from service.engine.embedder import Embedder
-from service.engine.priority import lowered
 from service.metrics import Metrics
+from service.priority import lowered
 from service.store.protocol import Vectors
 
 log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mexma.errors import CollectionNotFound, DocumentNotFound, InputError, StoreCorrupt
+from service.priority import lowered
 from service.store.admission import check_document, check_fingerprint, is_unicode, unit_vectors
 from service.store.approximate import Approximate
 from service.store.backups import Backups
@@ -47,7 +48,7 @@ from service.store.protocol import (
 )
 from service.store.ranking import Ranked, rank, selected
 from service.store.steps import reached
-from service.store.threads import ThreadBudget, giving_way
+from service.store.threads import ThreadBudget
 
 DATABASE = "documents.sqlite"
 FREE_TRIES = 3
@@ -411,7 +412,7 @@ class Collection:
             raise StandsBeside(f"{self.directory} is not the one that serves {self.name!r}")
 
     def back_up(self, backups: Backups) -> Backup:
-        return self._read(lambda: giving_way(lambda: backups.make(self._database, self.directory)))
+        return self._read(lambda: lowered(lambda: backups.make(self._database, self.directory)))
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -12,8 +12,8 @@ import logging
 import threading
 from collections.abc import Callable, Hashable
 
+from service.priority import FAR_BELOW, lower
 from service.store.loaded_faiss import faiss
-from service.store.threads import give_way
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Keeper:
         self._thread.join()
 
     def _work(self) -> None:
-        give_way()
+        lower(FAR_BELOW)
         faiss.omp_set_num_threads(self._threads)
         while True:
             with self._changed:

@@ -8,11 +8,10 @@ that scans, at each scan, and the sum over all scans at one time stays within th
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -22,11 +21,6 @@ from threadpoolctl import ThreadpoolController
 from service.store.loaded_faiss import faiss
 
 T = TypeVar("T")
-
-NICENESS = 15
-MILDLY = 5
-"""For what somebody waits for, and what keeps a log growing meanwhile: a fifth of a core where others
-want all, not a thirtieth."""
 
 
 class ThreadBudget:
@@ -66,19 +60,6 @@ class ThreadBudget:
         """
         helpers = [self._helpers.submit(work) for _ in range(threads - 1)]
         return [work(), *(helper.result() for helper in helpers)]
-
-
-def give_way(niceness: int = NICENESS) -> None:
-    """Let this thread, and those that FAISS starts from it, take what cores searches leave over."""
-    with suppress(OSError):  # some sandboxes forbid it; then it competes as an equal
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
-
-
-def giving_way(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, done by a thread of its own that gives way, mildly."""
-    # Of its own: without privileges a thread cannot take its niceness back.
-    with ThreadPoolExecutor(1, "aside", initializer=give_way, initargs=(MILDLY,)) as thread:
-        return thread.submit(work).result()
 
 
 @cache

@@ -13,12 +13,12 @@ import pytest
 
 from mexma.errors import BackupNotFound, StoreCorrupt, StoreError, StoreFailed
 from service import index_command
+from service.priority import BELOW
 from service.store import backups, caretaker, durable, planner
 from service.store.database import Database
 from service.store.generations import VECTORS
 from service.store.local import LocalStore
 from service.store.protocol import Document, Query, Selection
-from service.store.threads import MILDLY
 
 from .crash_worker import DIM, PRINT, vector_of
 from .test_index import flip
@@ -71,7 +71,7 @@ def test_a_backup_gives_way_to_searches(tmp_path, monkeypatch):
     monkeypatch.setattr(Database, "copy_to", noticed)
     store, own = filled(tmp_path, "a"), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     store.back_up("a")
-    assert seen == [max(own, MILDLY)]
+    assert seen == [max(own, BELOW)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
     store.close()
 

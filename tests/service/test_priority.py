@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.engine.priority import NICE, lower, lowered
+from service.priority import BELOW, lower, lowered
 from tests.conftest import Server, start_server, wait_until_ready
 
 
@@ -34,7 +34,7 @@ def test_work_and_the_threads_it_starts_are_below_their_caller():
         child.join()
         return own_nice(), found[0]
 
-    lowest = max(NICE, before)
+    lowest = max(BELOW, before)
     assert lowered(work) == (lowest, lowest)
     assert own_nice() == before
 
@@ -69,7 +69,7 @@ def lowered_threads(server: Server) -> int:
     found = nice_of_threads(server.process.pid)
     loop = found.pop(server.process.pid)
     assert loop == own_nice()
-    return sum(nice == max(NICE, loop) > loop for nice in found.values())
+    return sum(nice == max(BELOW, loop) > loop for nice in found.values())
 
 
 @pytest.mark.parametrize("engine", ["auto", "onnxruntime"])
