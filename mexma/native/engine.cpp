@@ -291,7 +291,8 @@ void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, floa
   if (call.together) {
     make_room(rooms_[0], most, longest, threads);
   } else {
-    for (int i = 0; i < std::min<int>(threads, call.pieces.size() - 1); i++) make_room(rooms_[i], most, longest, 1);
+    // Of every thread, though pieces may be fewer: whichever threads are first take them.
+    for (Room& room : rooms_) make_room(room, most, longest, 1);
   }
   const auto task = [](int rank, void* context) {
     auto& c = *static_cast<Call*>(context);
