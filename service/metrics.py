@@ -191,7 +191,7 @@ class Metrics:
         self.data_free_bytes = Gauge(
             "mexma_data_free_bytes", "What is free of it for this process", registry=r
         )
-        self.ready = Gauge("mexma_ready", "1 when /health/ready last said yes", registry=r)
+        self.ready = Gauge("mexma_ready", "1 when /health/ready says yes", registry=r)
         self.store_up = Gauge("mexma_store_up", "1 when the store answers", registry=r)
         self.encoder = Gauge(
             "mexma_encoder_info",

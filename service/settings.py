@@ -190,7 +190,8 @@ class Settings(BaseSettings):
     max_queue_tokens: int = Field(
         262_144,
         ge=1,
-        description="Tokens that may wait. Beyond it requests get 503 with Retry-After; a "
+        description="Tokens that may wait; bulk work does not count against interactive requests, "
+        "which go before it. Beyond it requests get 503 with Retry-After; a "
         "request that finds the queue empty is taken, however large. Larger hides overload as "
         "latency, smaller refuses bursts that would have been served in time.",
     )

@@ -354,7 +354,7 @@ class Batcher:
     ) -> tuple[str | None, float]:
         """Why not, and how long that lasts. A client that has nothing waiting in an empty queue is
         always taken."""
-        waiting, limit = self._lanes.tokens + before, self._max_queue_tokens
+        waiting, limit = self._lanes.tokens_ahead(lane) + before, self._max_queue_tokens
         if not waiting:
             return None, 0.0
         holds = f"the queue holds {waiting} tokens and {tokens} more would"

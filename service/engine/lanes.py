@@ -118,6 +118,10 @@ class Lanes:
         """Clients that wait, of both lanes."""
         return len({c for q in self._queues.values() for c, f in q.flows.items() if f.waiting})
 
+    def tokens_ahead(self, lane: Lane) -> int:
+        """Tokens that wait and go before more of `lane`; bulk work goes before no interactive one."""
+        return self._queues["interactive"].tokens if lane == "interactive" else self.tokens
+
     def tokens_of(self, client: Hashable) -> int:
         """Tokens that wait for `client`, in both lanes."""
         flows = (q.flows.get(client) for q in self._queues.values())

@@ -75,6 +75,7 @@ def router(state: State) -> APIRouter:
     async def show_metrics() -> Response:
         """Prometheus metrics."""
         metrics = state.metrics
+        metrics.ready.set((await _why_not(state))[0] is None)  # where nobody else asks
         try:
             infos = await asyncio.to_thread(state.store.list)
         except StoreUnavailable:

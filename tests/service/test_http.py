@@ -190,6 +190,18 @@ def test_ready_turns_off_while_the_engine_is_stuck(make_client):
     assert client.post("/v1/embeddings", json={"input": "x"}).status_code == 200
 
 
+def test_the_gauge_of_ready_is_right_though_nobody_asks_ready(make_client):
+    encoder = FakeEncoder()
+    client = make_client(encoder)
+    assert "mexma_ready 1.0" in client.get("/metrics").text
+    encoder.broken = True
+    assert client.post("/v1/embeddings", json={"input": "x"}).status_code == 500
+    assert "mexma_ready 0.0" in client.get("/metrics").text
+    encoder.broken = False
+    while "mexma_ready 1.0" not in client.get("/metrics").text:
+        pass
+
+
 def test_a_full_queue_gets_503_with_when_to_retry(make_client):
     encoder = FakeEncoder()
     client = make_client(encoder, max_queue_tokens=10)

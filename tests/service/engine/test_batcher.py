@@ -236,6 +236,31 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
     run_with(encoder, scenario, max_queue_tokens=100)
 
 
+def test_bulk_work_fills_no_room_of_interactive_requests():
+    encoder = FakeEncoder()
+
+    async def scenario(batcher: Batcher) -> None:
+        encoder.gate.clear()
+        running = asyncio.create_task(batcher.submit([ids(3)]))
+        await engine_is_busy(batcher)
+        huge = [ids(30, fill) for fill in range(5, 15)]  # an empty queue takes it, however large
+        bulk = asyncio.create_task(batcher.submit(huge, lane="bulk", client="large"))
+        await queue_is(batcher, 10)
+        with pytest.raises(Overloaded, match="holds 300 tokens and 5 more"):
+            await batcher.submit([ids(5)], lane="bulk", client="other")
+        small = [
+            asyncio.create_task(batcher.submit([ids(5, 20 + n)], client=client))
+            for n, client in enumerate(("large", "other"))
+        ]
+        await queue_is(batcher, 12)
+        with pytest.raises(Overloaded, match="holds 10 tokens and 95 more"):
+            await batcher.submit([ids(95, 30)], client="large")
+        encoder.gate.set()
+        await asyncio.gather(running, bulk, *small)
+
+    run_with(encoder, scenario, max_queue_tokens=100)
+
+
 def test_batches_are_grouped_by_length_and_the_oldest_goes_first():
     encoder = FakeEncoder()
 
