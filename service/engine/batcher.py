@@ -9,10 +9,8 @@ Promises, each attacked in `tests/service/engine/test_batcher.py`:
   a batch fails, its sequences are run again one by one, and only the guilty fail;
 - a cancelled caller's sequences leave the queue, or are dropped if they are running, and what
   is past its deadline is not run;
-- the waiting tokens are bounded, and so is how long interactive work would wait; beyond that, or
-  where their deadline would pass first, callers are refused, those who hold most of the queue
-  before those who hold little;
-- whoever comes back when told to is taken before those who come for the first time (`claims`).
+- callers are refused rather than kept waiting without end (`admission`), and whoever comes back
+  when told to is taken before those who come for the first time (`claims`).
 
 Refuses to know: text, HTTP, models. Callers live on one event loop.
 """
@@ -33,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma.errors import DeadlineExceeded, EngineError, NonFiniteVector, Overloaded
+from service.engine.admission import Admission, Asked
 from service.engine.cache import VectorCache
-from service.engine.claims import Claims
 from service.engine.cost import BatchCost, Pace
 from service.engine.lanes import Entry, Lane, Lanes, entries_by_receiver
 from service.priority import lower
@@ -44,7 +42,7 @@ Run = Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]
 
 # While a light interactive client is about, others' batches take at most this many times as long as
 # its own would alone: it waits for one, and is computed beside half of another. At 1.3 its time at most
-# doubles, and a heavy client keeps half of its pace (`tests/service/engine/test_fairness.py`).
+# doubles, and a heavy client keeps two fifths of its pace (`tests/service/engine/test_fairness.py`).
 PATIENCE = 1.3
 
 
@@ -116,9 +114,6 @@ class Batcher:
         job may be about to wait."""
         self._run = run
         self._pads = pads
-        self._max_queue_tokens = max_queue_tokens
-        self._max_wait_s = max_wait_s
-        self._claims = Claims()
         self._observer = observer
         self._cache = cache
         self._clock = clock
@@ -134,8 +129,19 @@ class Batcher:
         self._generation = 0  # of the engine's thread; older ones have been given up
         self._alone_tokens = 32.0  # of an interactive request, on average
         self.cost = BatchCost()
-        self.pace = Pace()
+        self._admission = Admission(
+            self._lanes,
+            self.cost,
+            max_queue_tokens=max_queue_tokens,
+            max_wait_s=max_wait_s,
+            returned=self._returned,
+        )
         self.last_failure: str | None = None
+
+    @property
+    def pace(self) -> Pace:
+        """How fast the queue empties."""
+        return self._admission.pace
 
     @property
     def queued_items(self) -> int:
@@ -254,7 +260,7 @@ class Batcher:
         joined = 0
         with self._arrived:
             tokens = sum([len(sequences[i]) for i in wanted])
-            first = self._admit(tokens, lane, client, deadline, claim)
+            first = self._admission.admit(Asked(tokens, lane, client, deadline, claim), now)
             if self._stopping:
                 raise EngineError("the service is shutting down")
             for i in reversed(wanted) if first else wanted:
@@ -292,21 +298,6 @@ class Batcher:
                 self._deliver(job, i, found)
         return wanted
 
-    def _admit(
-        self, tokens: int, lane: Lane, client: Hashable, deadline: float | None, claim: int | None
-    ) -> bool:
-        """Whether they go before what else waits of `client`. Raises Overloaded."""
-        error = self.refusal(tokens, lane=lane, client=client, deadline=deadline, claim=claim)
-        if error is not None:
-            raise error
-        if claim is None or not self._claims:
-            return False
-        due = self._claims.is_due((client, claim), self._clock())
-        self._claims.redeem((client, claim))
-        if due and self._observer:
-            self._observer.returned(accepted=True)
-        return due
-
     def refusal(
         self,
         tokens: int,
@@ -318,75 +309,15 @@ class Batcher:
         coming: int = 0,
     ) -> Overloaded | None:
         """Why so many tokens of `client` are not taken now, None if they would be. coming: jobs that will
-        be in the queue before it.
-
-        Who is told when to come back is remembered by `claim`, and taken then: up to twice of what
-        newcomers may fill, and before them.
-        """
-        if not tokens or not (self._lanes.tokens or coming):
-            return None
-        now = self._clock()
-        key = None if claim is None else (client, claim)
-        due = key is not None and self._claims.is_due(key, now)
+        be in the queue before it."""
+        before = coming * self._alone_tokens
+        asked = Asked(tokens, lane, client, deadline, claim, before)
         with self._arrived:
-            before = int(coming * self._alone_tokens)
-            reason, wait_s = self._reason(
-                tokens, lane, client, deadline, now, before=before, due=due
-            )
-        if reason is None:
-            return None
-        if due and self._observer:
-            self._observer.returned(accepted=False)
-        rate = self.pace.tokens_per_s or self.cost.tokens_per_s
-        told_s = self._claims.tell(key, tokens, wait_s, tokens_per_s=rate, now=now)
-        return Overloaded(f"{reason}; retry later", retry_after_s=told_s)
+            return self._admission.refusal(asked, self._clock())
 
-    def _reason(
-        self,
-        tokens: int,
-        lane: Lane,
-        client: Hashable,
-        deadline: float | None,
-        now: float,
-        *,
-        before: int,
-        due: bool,
-    ) -> tuple[str | None, float]:
-        """Why not, and how long that lasts. A client that has nothing waiting in an empty queue is
-        always taken."""
-        waiting, limit = self._lanes.tokens_ahead(lane) + before, self._max_queue_tokens
-        if not waiting:
-            return None, 0.0
-        holds = f"the queue holds {waiting} tokens and {tokens} more would"
-        if waiting + tokens > limit and not (
-            waiting + tokens <= 2 * limit and (due or self._within_share(tokens, client))
-        ):
-            return f"{holds} exceed its limit of {limit}", waiting / (
-                self.pace.tokens_per_s or self.cost.tokens_per_s
-            )
-        # What a guess says of the pace refuses nobody.
-        patience_s = self._max_wait_s if lane == "interactive" else math.inf
-        if due:
-            patience_s *= 2
-        elif deadline is not None:
-            patience_s = min(patience_s, deadline - now)
-        rate = self.pace.tokens_per_s
-        if rate is None or patience_s == math.inf:
-            return None, 0.0
-        if waiting <= patience_s * rate and not self._lanes.tokens_of(client):
-            return None, 0.0  # at once for most
-        wait_s = self._lanes.wait_s(client, lane, tokens, tokens_per_s=rate, now=now)
-        wait_s += before / rate
-        if wait_s <= patience_s:
-            return None, 0.0
-        return f"{holds} wait {wait_s:.1f} s, longer than they may ({patience_s:.1f} s)", wait_s
-
-    def _within_share(self, tokens: int, client: Hashable) -> bool:
-        """When the queue is full, a client may still have its share of half of it: one that sends
-        too much fills the queue for itself, not for the others."""
-        own = self._lanes.tokens_of(client)
-        share = self._max_queue_tokens / 2 / (self._lanes.clients() + (own == 0))
-        return own + tokens <= share
+    def _returned(self, accepted: bool) -> None:
+        if self._observer:
+            self._observer.returned(accepted=accepted)
 
     # The engine's thread
 
