@@ -12,7 +12,7 @@ Refuses to know: SQLite, texts, margins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,9 @@ from service.store.protocol import NEIGHBOURHOOD, RECALL, Vectors
 SLACK = 8
 """Candidates fetched beyond k, so that near-ties at the border rarely need a second scan."""
 GATHER_ROWS = 4_096
+"""Widened to float64 at a time: 13 MB of 384 dimensions."""
+ROUGH_ROWS = 65_536
+"""Gathered at once, 100 MB; what is more is compared exactly, some at a time."""
 SCAN_QUERIES = 64
 """Queries in one scan: a product gains little from more, and other searches' threads wait for it."""
 
@@ -141,7 +144,8 @@ def _nearest(
         if fetch >= available:
             everything = np.flatnonzero(mask[first:]) + first
             for q in pending:
-                results[q] = _all(snapshot, queries[q], everything, k)
+                positions, cosines = _exactly(snapshot, queries[q][None], everything[None])
+                results[q] = positions[0, :k], cosines[0, :k]
             break
         found = [*scan.best(snapshot, queries[pending], fetch, mask, first)]
         floors = np.array([floor for _, floor in found])
@@ -167,11 +171,11 @@ def _best(snapshot: Snapshot, queries: Vectors, proposed: Index, k: int) -> tupl
     """Per query the k best of `proposed`, int64 `[n, m]`, -1 for none; positions and cosines
     `[n, min(k, m)]`, where none are left -1 and -inf."""
     fetch = k + SLACK
-    if fetch >= proposed.shape[1]:
+    if fetch >= proposed.shape[1] or proposed.size > ROUGH_ROWS:
         positions, cosines = _exactly(snapshot, queries, proposed)
         return positions[:, :k], cosines[:, :k]
     # Exact cosines take three times as long as products, so most are left out by those.
-    rows = snapshot.vectors(proposed.ravel().clip(0)).reshape(*proposed.shape, snapshot.dim)
+    rows = _rows(snapshot, proposed)
     rough = np.matmul(rows, queries[:, :, None])[:, :, 0]
     rough[proposed < 0] = -np.inf
     order = np.argpartition(-rough, fetch, axis=1)
@@ -196,29 +200,32 @@ def _exactly(
     Cosines are added in float64, in one order wherever they are asked for, and rounded to
     float32. rows: the vectors, float32 `[n, m, dim]`, if they are there already.
     """
-    if rows is None:
-        rows = snapshot.vectors(positions.ravel().clip(0)).reshape(*positions.shape, snapshot.dim)
-    sums = np.einsum("nmd,nd->nm", rows.astype(np.float64), queries.astype(np.float64))
-    cosines = sums.clip(-1, 1).astype(np.float32)
+    cosines = np.empty(positions.shape, np.float32)
+    for part in _parts(*positions.shape):
+        some = _rows(snapshot, positions[part]) if rows is None else rows[part]
+        asked = queries[part[0]].astype(np.float64)
+        cosines[part] = np.einsum("nmd,nd->nm", some.astype(np.float64), asked).clip(-1, 1)
     cosines[positions < 0] = -np.inf
     order = np.lexsort((positions, -cosines))
     return _along(positions, order), _along(cosines, order)
 
 
+def _parts(queries: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Of a table of so many, parts of GATHER_ROWS entries at most."""
+    together = max(1, GATHER_ROWS // max(rows, 1))
+    for query in range(0, queries, together):
+        for row in range(0, rows, GATHER_ROWS):
+            yield slice(query, query + together), slice(row, row + GATHER_ROWS)
+
+
+def _rows(snapshot: Snapshot, positions: Index) -> Vectors:
+    """The vectors at positions int64 `[n, m]`, float32 `[n, m, dim]`; any where there is none."""
+    return snapshot.vectors(positions.ravel().clip(0)).reshape(*positions.shape, snapshot.dim)
+
+
 def _along(values: Any, chosen: Index) -> Any:
     """Of each row of `values`, `[n, m, ...]`, the entries `chosen`, int64 `[n, k]`."""
     return values[np.arange(len(chosen))[:, None], chosen]
-
-
-def _all(snapshot: Snapshot, query: Vectors, positions: Index, k: int) -> tuple[Index, Vectors]:
-    """The k best of many positions, int64 `[m]`, for one query, some at a time."""
-    parts = [
-        _exactly(snapshot, query[None], positions[None, start : start + GATHER_ROWS])
-        for start in range(0, len(positions), GATHER_ROWS)
-    ]
-    everything, cosines = (np.concatenate(some, axis=1)[0] for some in zip(*parts, strict=True))
-    order = np.lexsort((everything, -cosines))[:k]
-    return everything[order], cosines[order]
 
 
 def neighbourhood(snapshot: Snapshot, positions: Index, *, exact: bool = True) -> Vectors:
