@@ -44,7 +44,14 @@ def audit(packages: Sequence[Package], source: Source) -> dict[Package, list[str
     """Of `packages`, what is known. Raises NotAudited."""
     if not packages:
         raise NotAudited("there is nothing to ask about: the bill of materials is empty")
-    if not source([KNOWN]):
+    try:
+        known = source([KNOWN])
+    except NotAudited as error:
+        raise NotAudited(
+            f"the source does not even answer for {KNOWN[0]} {KNOWN[1]}, which is no dependency but known "
+            f"to be vulnerable, and asked about first: {error}"
+        ) from None
+    if not known:
         raise NotAudited(
             f"the source of advisories knows none of {KNOWN[0]} {KNOWN[1]}, of which there is one"
         )
@@ -161,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         packages = served()
         found = audit(packages, source)
     except NotAudited as error:
-        print(f"audit: NOTHING WAS AUDITED: {error}", file=sys.stderr)
+        instead = "" if chosen.advisories else "; --advisories DIR asks a clone of PyPA's instead"
+        print(f"audit: NOTHING WAS AUDITED: {error}{instead}", file=sys.stderr)
         return 2
     for (name, version), ids in sorted(found.items()):
         print(f"{name} {version}: {', '.join(ids)}")

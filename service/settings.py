@@ -200,7 +200,8 @@ class Settings(BaseSettings):
         gt=0,
         description="Predicted wait beyond which interactive requests get 503 with Retry-After, those of "
         "clients who have little waiting last. Predicted from the tokens that go before and the engine's "
-        "pace. Every request, bulk work too, is refused so where its own deadline would pass first. "
+        "pace, and no bound: where the pace falls, what was taken waits longer. Every request, bulk work "
+        "too, is refused so where its own deadline would pass first. "
         "Larger turns overload into waiting, smaller refuses bursts that would have been served soon.",
     )
     http_workers: int = Field(

@@ -1,8 +1,9 @@
 """Whose request begins next, when many have come at once.
 
-An event loop runs what is ready in the order in which it came: a client with one request waits for
-all that another, with hundreds of connections, sent in the same millisecond. Here few requests begin in
-each of the loop's rounds, and clients take turns.
+An event loop runs what is ready in the order in which it came. Where more comes than it can begin, what
+would be refused waits behind all that was let in. Here few requests begin in each of the loop's rounds, new
+ones are received and refused in between, and clients take turns. Under twice the load a refusal took 15 to
+28 ms so, and 300 without (`LOG.md`, 2026-11-26); below capacity it makes no difference.
 
 Refuses to know: what a request is, how long it waits once it has begun (engine/lanes.py).
 """

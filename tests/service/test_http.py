@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from fastapi import Request
@@ -202,24 +204,36 @@ def test_the_gauge_of_ready_is_right_though_nobody_asks_ready(make_client):
         pass
 
 
+@contextmanager
+def one_runs_and_one_waits(client, encoder: FakeEncoder, waits: str = "waiting") -> Iterator[None]:
+    """The engine stands still meanwhile."""
+    encoder.gate.clear()
+    ran = len(encoder.batches)
+    threads = [
+        threading.Thread(
+            target=client.post, args=("/v1/embeddings",), kwargs={"json": {"input": text}}
+        )
+        for text in ("running", waits)
+    ]
+    threads[0].start()
+    while len(encoder.batches) == ran:
+        pass
+    threads[1].start()
+    while "mexma_queue_items 1.0" not in client.get("/metrics").text:
+        pass
+    try:
+        yield
+    finally:
+        encoder.gate.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_a_full_queue_gets_503_with_when_to_retry(make_client):
     encoder = FakeEncoder()
     client = make_client(encoder, max_queue_tokens=10)
-    encoder.gate.clear()
-    waiting = [
-        threading.Thread(target=client.post, args=("/v1/embeddings",), kwargs={"json": body})
-        for body in ({"input": "running"}, {"input": "waiting"})
-    ]
-    waiting[0].start()
-    while len(encoder.batches) < 2:  # the first was the warm-up
-        pass
-    waiting[1].start()
-    while "mexma_queue_items 1.0" not in client.get("/metrics").text:
-        pass
-    response = client.post("/v1/embeddings", json={"input": "one too many"})
-    encoder.gate.set()
-    for thread in waiting:
-        thread.join()
+    with one_runs_and_one_waits(client, encoder):
+        response = client.post("/v1/embeddings", json={"input": "one too many"})
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1
     assert int(response.headers["retry-after-ms"]) > 0
@@ -231,56 +245,30 @@ def test_a_refused_request_is_not_read_and_is_taken_when_it_comes_back_in_time(m
     encoder = FakeEncoder()
     client = make_client(encoder, max_queue_tokens=20)
     field = "input" if path == "/v1/embeddings" else "inputs"
-    encoder.gate.clear()
-    waiting = [
-        threading.Thread(target=client.post, args=(path,), kwargs={"json": {field: text}})
-        for text in ("running", "waiting here now.")
-    ]
-    waiting[0].start()
-    while len(encoder.batches) < 2:  # the first was the warm-up
-        pass
-    waiting[1].start()
-    while "mexma_queue_items 1.0" not in client.get("/metrics").text:
-        pass
-    batcher = client.app.state.encoders.default.batcher
-    batcher.pace.observe(100_000, 10_000.0)  # ten tokens a second, so that the time told is long
     said = {"content": b"{ no JSON", "headers": {"content-type": "application/json"}}
-    refused = client.post(path, **said)
-    assert refused.status_code == 503, "no room for any request: it was read before that was seen"
-    early = client.post(path, **said)
-    assert early.status_code == 503
-    told_ms = int(refused.headers["retry-after-ms"])
-    assert 0 < int(early.headers["retry-after-ms"]) <= told_ms
-    now = time.monotonic() + told_ms / 1000
-    batcher._clock = lambda: now  # its time has come
-    assert client.post(path, **said).status_code == 400, "it is read now"
-    assert client.post(path, json={field: "someone else's"}).status_code == 503
-    batcher._clock = time.monotonic
-    encoder.gate.set()
-    for thread in waiting:
-        thread.join()
+    with one_runs_and_one_waits(client, encoder, "waiting here now."):
+        batcher = client.app.state.encoders.default.batcher
+        batcher.pace.observe(100_000, 10_000.0)  # ten tokens a second, so that the time is long
+        refused = client.post(path, **said)
+        assert refused.status_code == 503, "no room for any request: it was read before that"
+        early = client.post(path, **said)
+        assert early.status_code == 503
+        told_ms = int(refused.headers["retry-after-ms"])
+        assert 0 < int(early.headers["retry-after-ms"]) <= told_ms
+        now = time.monotonic() + told_ms / 1000
+        batcher._clock = lambda: now  # its time has come
+        assert client.post(path, **said).status_code == 400, "it is read now"
+        assert client.post(path, json={field: "someone else's"}).status_code == 503
+        batcher._clock = time.monotonic
 
 
 def test_hits_of_the_cache_are_answered_though_the_queue_is_full(make_client):
     encoder = FakeEncoder()
     client = make_client(encoder, max_queue_tokens=10, cache_mb=1)
     assert client.post("/v1/embeddings", json={"input": "known"}).status_code == 200
-    encoder.gate.clear()
-    waiting = [
-        threading.Thread(target=client.post, args=("/v1/embeddings",), kwargs={"json": body})
-        for body in ({"input": "running"}, {"input": "waiting!"})
-    ]
-    waiting[0].start()
-    while len(encoder.batches) < 3:
-        pass
-    waiting[1].start()
-    while "mexma_queue_items 1.0" not in client.get("/metrics").text:
-        pass
-    assert client.post("/v1/embeddings", json={"input": "unknown"}).status_code == 503
-    known = client.post("/v1/embeddings", json={"input": "known"})
-    encoder.gate.set()
-    for thread in waiting:
-        thread.join()
+    with one_runs_and_one_waits(client, encoder):
+        assert client.post("/v1/embeddings", json={"input": "unknown"}).status_code == 503
+        known = client.post("/v1/embeddings", json={"input": "known"})
     assert known.status_code == 200
 
 
