@@ -1,7 +1,8 @@
 """Does memory grow? `python -m benchmarks.soak --minutes 60`.
 
 Mixed shapes without a pause: one to 256 texts, one to some thousand characters, base64 and numbers, token ids,
-bad requests, clients that leave before their answer, both lanes. Resident memory is read every second; the drift
+bad requests, clients that leave before their answer, both lanes, and documents written, replaced, deleted and
+searched for in a collection of at most 5,000. Resident memory is read every second; the drift
 is between the medians of the first and the last tenth after warm-up.
 """
 
@@ -24,6 +25,20 @@ from service.settings import DEFAULT_MODEL
 from tests.conftest import Server, start_server, wait_until_ready
 
 CLIENTS = 12
+KINDS = [
+    "float",
+    "base64",
+    "base64",
+    "ids",
+    "empty",
+    "left",
+    "embed",
+    "write",
+    "delete",
+    "search",
+    "search",
+]
+COLLECTION, IDS = "/v1/collections/soak", 5_000
 
 
 def resident_mb(server: Server) -> float:
@@ -49,7 +64,7 @@ async def client(url: str, seed: int, until: float, counts: dict[str, int]) -> N
                 for _ in range(size)
             ]
             body: dict[str, object] = {"input": texts}
-            kind = rng.choice(["float", "base64", "base64", "ids", "empty", "left", "embed"])
+            kind = rng.choice(KINDS)
             if kind == "base64":
                 body["encoding_format"] = "base64"
             elif kind == "ids":
@@ -59,10 +74,24 @@ async def client(url: str, seed: int, until: float, counts: dict[str, int]) -> N
             elif kind == "empty":
                 texts[rng.randrange(size)] = ""
             headers = rng.choice([{}, {"x-lane": "bulk"}, {"x-lane": "interactive"}])
-            path = "/v1/embeddings"
+            method, path = "POST", "/v1/embeddings"
             if kind == "embed":
                 path, body = "/embed", {"inputs": texts, "truncate": True}
-            work = http.post(path, json=body, headers=headers)
+            elif kind == "write":
+                ids = rng.sample(range(IDS), size)
+                path = f"{COLLECTION}/documents"
+                body = {
+                    "documents": [
+                        {"id": f"d{i}", "text": t} for i, t in zip(ids, texts, strict=True)
+                    ]
+                }
+            elif kind == "delete":
+                method, path = "DELETE", f"{COLLECTION}/documents"
+                body = {"ids": [f"d{i}" for i in rng.sample(range(IDS), size)]}
+            elif kind == "search":
+                path = f"{COLLECTION}/search"
+                body = {"queries": texts[:64], "k": rng.choice([1, 10, 50])}
+            work = http.request(method, path, json=body, headers=headers)
             if kind == "left":
                 with suppress(TimeoutError):
                     await asyncio.wait_for(work, rng.uniform(0.001, 0.3))
@@ -106,6 +135,7 @@ def main() -> None:
             http_workers=arguments.workers,
         )
         wait_until_ready(server)
+        httpx.put(f"{server.url}{COLLECTION}").raise_for_status()
         try:
             samples, counts = asyncio.run(soak(server, arguments.minutes))
             ready = httpx.get(f"{server.url}/health/ready").status_code
