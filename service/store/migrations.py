@@ -215,10 +215,11 @@ class Migrations:
                 raise MigrationConflict(f"collection {name!r} is {now}")
             try:
                 gone = self.remove(name)
+                sync(self._folders.root)
                 if cut_over:
+                    # Only now: while a power cut may bring the other back, this says who serves.
                     (self._open[name].directory / ROLES).unlink(missing_ok=True)
                     reached("migration: roles removed")
-                sync(self._folders.root)
             except OSError as error:
                 raise StoreFailed(f"vectors of {name!r} cannot be removed: {error}") from error
         for folder in gone:

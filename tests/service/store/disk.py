@@ -16,7 +16,7 @@ import os
 import random
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -25,6 +25,9 @@ SECTOR = 512
 HEAD = struct.Struct("<siqI")
 Survival = Literal["synced", "named", "lengths", "some", "all"]
 """Of what was not synced: nothing, names only, names and lengths, some of it, everything."""
+
+Among = Callable[["Directory"], Survival]
+"""How much survives of a directory's own names, where that is not the same for all of them."""
 
 
 class Record(NamedTuple):
@@ -216,9 +219,21 @@ class Disk:
             new.change({other: what})
             old.change({name: None})
 
-    def survivors(self, target: Path, survival: Survival, choose: random.Random) -> None:
+    def unsettled(self) -> dict[str, Directory]:
+        """The directories with names that were changed and not synced, by their path below the root."""
+        return {path: d for path, d in self._directories(self._top, "") if d.pending}
+
+    def _directories(self, directory: Directory, path: str) -> Iterator[tuple[str, Directory]]:
+        yield path, directory
+        for name, what in directory.names.items():
+            if isinstance(what, Directory):
+                yield from self._directories(what, f"{path}/{name}")
+
+    def survivors(
+        self, target: Path, survival: Survival, choose: random.Random, among: Among | None = None
+    ) -> None:
         """Write what could be found after the power failed now into the new directory `target`."""
-        self._write(self._top, target, survival, choose, {})
+        self._write(self._top, target, survival, choose, {}, among or (lambda _: survival))
 
     def _write(
         self,
@@ -227,11 +242,12 @@ class Disk:
         survival: Survival,
         choose: random.Random,
         written: dict[int, Path],
+        among: Among,
     ) -> None:
         target.mkdir()
-        for name, what in directory.survivor(survival, choose).items():
+        for name, what in directory.survivor(among(directory), choose).items():
             if isinstance(what, Directory):
-                self._write(what, target / name, survival, choose, written)
+                self._write(what, target / name, survival, choose, written, among)
             elif id(what) in written:
                 (target / name).hardlink_to(written[id(what)])
             else:

@@ -10,6 +10,7 @@ shows that it does.
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,40 @@ def test_what_was_acknowledged_survives_power_loss(tmp_path, recorder, round_):
     root = tmp_path / "store"
     log = recorded(recorder, root, round_)
     assert list(failures(root, log, round_, 24, seed=round_)) == []
+
+
+def test_directories_forget_each_by_itself(tmp_path, recorder):
+    """At every kind of moment at which names in several directories are not durable: the names in one
+    have survived and those in the others have not, or the other way round."""
+    root = tmp_path / "store"
+    log = recorded(recorder, root, 2)
+    choose, state, seen, wrong = random.Random(0), Disk(root), set(), []
+    for n, record in enumerate(disk.records(log)):
+        state.do(record)
+        unsettled = state.unsettled() if record.kind in "odulr" and state.marks else {}
+        kind = tuple(sorted(re.sub(r"[0-9a-f]{8}|[0-9]+", "#", path) for path in unsettled))
+        if len(unsettled) < 2 or kind in seen:
+            continue
+        seen.add(kind)
+        before, after = expected(2, len(state.marks) - 1)
+        for path, alone in unsettled.items():
+            for survives in (True, False):
+                target = root.with_name(f"{n}-{len(wrong)}")
+                state.survivors(
+                    target,
+                    "all",
+                    choose,
+                    lambda d, a=alone, s=survives: "all" if (d is a) == s else "synced",
+                )
+                try:
+                    check(target, before, after, finish=False)
+                except (AssertionError, MexmaError) as error:
+                    wrong.append(
+                        f"record {n}, {path} of {[*unsettled]} {survives}: {error!r}"[:500]
+                    )
+                shutil.rmtree(target)
+    assert wrong == []
+    assert any("" in kind for kind in seen), "the root itself was never one of them"
 
 
 @pytest.mark.parametrize(
