@@ -4,8 +4,8 @@
    RECORD_LOG    the file that records go to
 
    A record is: kind (1 byte), descriptor (int32), number (int64), two byte strings, each with its length
-   (uint32) before it. One lock is held around each call and its record, so the log has the order in
-   which things happened. What is written to descriptor 1 is recorded too, as a mark.
+   (uint32) before it. One lock is held while a path is found, around the call and its record, so the log
+   has the order in which things happened, and the names that things had then. What is written to descriptor 1 is recorded too, as a mark.
    What it cannot record (mapped memory, copies inside the kernel) is found by disk.py, which compares. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -81,8 +81,11 @@ static int is_tracked(int fd) { return out >= 0 && fd >= 0 && fd < (1 << 16) && 
 static int opened(int (*real)(int, const char *, int, ...), int at, const char *path, int flags, mode_t mode) {
   char full[PATH_MAX];
   struct stat seen;
-  if (!below(at, path, full)) return real(at, path, flags, mode);
   pthread_mutex_lock(&lock);
+  if (!below(at, path, full)) {
+    pthread_mutex_unlock(&lock);
+    return real(at, path, flags, mode);
+  }
   int existed = !fstatat(AT_FDCWD, full, &seen, 0);
   int fd = real(at, path, flags, mode), error = errno;
   if (fd >= 0) {
@@ -134,6 +137,9 @@ int close(int fd) {
 
 #define LOCKED(call, recorded) \
   pthread_mutex_lock(&lock); \
+  RECORDED(call, recorded)
+
+#define RECORDED(call, recorded) \
   __auto_type result = call; \
   int error = errno; \
   if (result >= 0) recorded; \
@@ -179,10 +185,14 @@ int fdatasync(int fd) {
 
 #define TWO(kind, from_at, from, to_at, to, call) \
   char a[PATH_MAX], b[PATH_MAX]; \
+  pthread_mutex_lock(&lock); \
   int ours = below(from_at, from, a); \
   ours |= below(to_at, to, b); \
-  if (!ours) return call; \
-  LOCKED(call, record(kind, 0, 0, a, strlen(a), b, strlen(b)))
+  if (!ours) { \
+    pthread_mutex_unlock(&lock); \
+    return call; \
+  } \
+  RECORDED(call, record(kind, 0, 0, a, strlen(a), b, strlen(b)))
 
 int rename(const char *from, const char *to) {
   REAL(rename);
@@ -203,8 +213,12 @@ int linkat(int x, const char *from, int y, const char *to, int flags) {
 
 #define ONE(kind, at, path, call) \
   char a[PATH_MAX]; \
-  if (!below(at, path, a)) return call; \
-  LOCKED(call, record(kind, 0, 0, a, strlen(a), "", 0))
+  pthread_mutex_lock(&lock); \
+  if (!below(at, path, a)) { \
+    pthread_mutex_unlock(&lock); \
+    return call; \
+  } \
+  RECORDED(call, record(kind, 0, 0, a, strlen(a), "", 0))
 
 int unlink(const char *path) {
   REAL(unlink);
