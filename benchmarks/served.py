@@ -180,7 +180,8 @@ def picture(subjects: list[Subject], engine: float, file: Path) -> None:
         axes[1].errorbar(at, p50, [p50 * 0, p99 - p50], fmt="none", ecolor="black", capsize=2)
     axes[0].axhline(engine, color="black", linewidth=1, linestyle="--", label="engine alone")
     axes[0].set_ylabel("texts per second")
-    axes[0].legend(frameon=False)
+    axes[0].set_ylim(0, engine * 1.25)
+    axes[0].legend(frameon=False, ncols=4, fontsize="small", loc="upper left")
     axes[1].set_yscale("log")
     axes[1].set_ylabel("ms per request: p50, to p99")
     names = [f"{c} client{'s' * (c > 1)}\n{t} text{'s' * (t > 1)}" for c, t in LOADS]

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Manifest:
     quality: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
-    @property
+    @cached_property  # asked for with every request
     def fingerprint(self) -> str:
         """16 hex digits that identify the vectors this artifact produces."""
         shaping = {
