@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import cast
 
 from fastapi import FastAPI
-from fastapi_swagger import patch_fastapi
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mexma import __version__
@@ -153,8 +152,6 @@ def create_app(
     app.include_router(tei.router(state), responses=documented(*ACCESS_ERRORS, tei=True))
     app.include_router(health.router(state))
     app.include_router(page.router())
-    # Swagger's files come from the package, not from a content network: /docs works offline.
-    patch_fastapi(app, redirect_from_root_to_docs=False)
     border = RequestBorder(
         partial(FastAPI.__call__, app),
         max_body_bytes=settings.max_body_bytes,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, Route, expect, sync_playwright
 
 from mexma.sample import tatoeba_sample
 from service.security.keys import new_key, write_keys
@@ -162,6 +162,39 @@ def test_docs_work_without_a_content_network(browser: Browser, server: Server) -
     page.goto(f"{server.url}/docs")
     expect(page.get_by_text("/v1/embeddings").first).to_be_visible()
     assert all(url.startswith((server.url, "data:")) for url in asked), asked
+    page.close()
+
+
+def test_docs_work_behind_a_proxy_that_ends_tls_and_has_a_path_of_its_own(
+    browser: Browser, server: Server
+) -> None:
+    """The server knows neither the scheme, nor the host's name, nor the path."""
+    page = browser.new_page()
+    outside, asked = "https://embed.example.org/tools/mexma", []
+
+    def forward(route: Route) -> None:
+        asked.append(route.request.url)
+        if not route.request.url.startswith(f"{outside}/"):
+            route.abort()
+            return
+        answer = httpx.request(
+            route.request.method,
+            server.url + route.request.url.removeprefix(outside),
+            headers={"host": "embed.example.org"},
+        )
+        route.fulfill(
+            status=answer.status_code,
+            body=answer.content,
+            content_type=answer.headers["content-type"],
+        )
+
+    page.route("**/*", forward)
+    page.goto(f"{outside}/docs")
+    page.get_by_text("/v1/models", exact=True).click()
+    page.get_by_role("button", name="Execute").click()
+    expect(page.locator(".live-responses-table")).to_contain_text("mexma-small")
+    assert all(url.startswith((f"{outside}/", "data:")) for url in asked), asked
+    assert f"{outside}/v1/models" in asked
     page.close()
 
 
