@@ -83,6 +83,10 @@ class UnencodableText(InputError):
     """An item is not valid Unicode and cannot be encoded as UTF-8."""
 
 
+class InvalidLanguageTag(InputError):
+    """What should name a language is no BCP 47 tag."""
+
+
 class TokenOutOfRange(InputError):
     """An item given as token ids holds an id outside the vocabulary."""
 

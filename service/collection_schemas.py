@@ -5,6 +5,7 @@ Search results are described here but never built from these classes.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,8 +23,15 @@ from service.store.protocol import LEAST_RECALL, MOST_RECALL, RECALL
 CollectionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-def _canonical_tag(tag: str) -> str:
-    """A language tag as RFC 5646 (2.1.1) advises to write it: zh-Hant-TW."""
+LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+MAX_TAG_CHARACTERS = 35
+
+
+def canonical_tag(tag: str) -> str:
+    """A language tag as RFC 5646 (2.1.1) advises to write it: zh-Hant-TW. Raises ValueError."""
+    if len(tag) > MAX_TAG_CHARACTERS or not LANGUAGE_TAG.fullmatch(tag):
+        shown = repr(tag if len(tag) <= 40 else tag[:40] + "…")
+        raise ValueError(f"expected a BCP 47 tag such as 'fi' or 'pt-BR', found {shown}")
     first, *rest = tag.split("-")
     return "-".join([first.lower(), *(_canonical_subtag(subtag) for subtag in rest)])
 
@@ -36,8 +44,14 @@ def _canonical_subtag(subtag: str) -> str:
 
 LanguageTag = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", max_length=35),
-    AfterValidator(_canonical_tag),
+    AfterValidator(canonical_tag),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": f"^{LANGUAGE_TAG.pattern}$",
+            "maxLength": MAX_TAG_CHARACTERS,
+        }
+    ),
 ]
 DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
@@ -121,7 +135,11 @@ class DocumentIn(BaseModel):
 
     id: DocumentId
     text: str = Field(description="One without a token fails alone; the others are stored.")
-    lang: LanguageTag | None = Field(None, description="BCP 47; detected when absent.")
+    lang: str | None = Field(
+        None,
+        description="A BCP 47 tag, `fi` or `pt-BR`; detected when absent. A document with what is none "
+        "fails alone.",
+    )
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -335,5 +353,9 @@ class SearchResponse(BaseModel):
     query_languages: list[str | None]
     query_truncations: dict[int, Truncation] = Field(
         default_factory=dict, description="Of the queries that were cut, by index."
+    )
+    languages_without_documents: list[str] = Field(
+        default_factory=list,
+        description="Those of `languages` that no document of the collection had when the search began.",
     )
     fingerprint: str

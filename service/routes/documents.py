@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from mexma.errors import DocumentNotFound, InputError
+from mexma.errors import DocumentNotFound, InputError, InvalidLanguageTag, MexmaError
 from service.caller import Caller, caller
 from service.collection_schemas import (
     CountResponse,
@@ -21,8 +22,9 @@ from service.collection_schemas import (
     SelectionRequest,
     UpsertRequest,
     UpsertResponse,
+    canonical_tag,
 )
-from service.engine.embedder import Embedded, Embedder
+from service.engine.embedder import Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, STORE_ERRORS, documented, snake
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
@@ -143,9 +145,11 @@ async def _upserted(
     embedded = await unless_gone(
         request, embedder.embed(texts, truncate=body.truncate, partial=True, caller=asks)
     )
-    good = [i for i in range(len(texts)) if i not in embedded.errors]
+    tags, no_tags = _tags(body)
+    errors = embedded.errors | no_tags
+    good = [i for i in range(len(texts)) if i not in errors]
     languages = await asyncio.to_thread(
-        lambda: {i: body.documents[i].lang or state.detector.detect(texts[i]) for i in good}
+        lambda: {i: tags[i] or state.detector.detect(texts[i]) for i in good}
     )
     documents = [
         Document(
@@ -161,7 +165,8 @@ async def _upserted(
     )
     content = _upsert_body(
         [d.id for d in body.documents],
-        embedded,
+        errors,
+        truncations(embedded),
         {i: (outcome, languages[i]) for i, outcome in zip(good, outcomes, strict=True)},
     )
     return json_response(
@@ -177,17 +182,32 @@ def selection_of(body: SelectionRequest) -> Selection:
     )
 
 
+def _tags(body: UpsertRequest) -> tuple[list[str | None], dict[int, InvalidLanguageTag]]:
+    """The language of each document where it is given, and errors by index where it is no tag."""
+    tags: list[str | None] = []
+    errors = {}
+    for i, document in enumerate(body.documents):
+        try:
+            tags.append(None if document.lang is None else canonical_tag(document.lang))
+        except ValueError as error:
+            tags.append(None)
+            errors[i] = InvalidLanguageTag(f"item {i}: lang: {error}", item=i)
+    return tags, errors
+
+
 def _upsert_body(
-    ids: list[str], embedded: Embedded, stored: dict[int, tuple[str, str]]
+    ids: list[str],
+    errors: Mapping[int, MexmaError],
+    cut: Mapping[int, dict[str, Any]],
+    stored: Mapping[int, tuple[str, str]],
 ) -> dict[str, Any]:
-    cut = truncations(embedded)
     results: list[dict[str, Any]] = []
     for i, document_id in enumerate(ids):
         if i in stored:
             status, lang = stored[i]
             result: dict[str, Any] = {"id": document_id, "status": status, "lang": lang}
         else:
-            error = embedded.errors[i]
+            error = errors[i]
             result = {
                 "id": document_id,
                 "status": "failed",

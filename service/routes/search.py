@@ -24,7 +24,7 @@ from service.routes.collections import PREFIX, Name, with_encoder
 from service.routes.documents import selection_of
 from service.state import State
 from service.store.admission import check_fingerprint
-from service.store.protocol import CollectionInfo, Explained, Query
+from service.store.protocol import CollectionInfo, Explained, Query, Selection, matches
 from service.vectors import json_response, timing_headers, truncations
 
 
@@ -124,9 +124,19 @@ async def _found(
             "explanations": [_explanation(one) for one in found] if body.explain else None,
             "query_languages": languages,
             "query_truncations": cut,
+            "languages_without_documents": _without_documents(chosen, info),
             "fingerprint": fingerprint,
         },
         headers,
+    )
+
+
+def _without_documents(chosen: Selection, info: CollectionInfo) -> list[str]:
+    """The languages asked for that no document has; finding nothing in them is no answer to the query."""
+    return sorted(
+        wanted
+        for wanted in chosen.languages or ()
+        if not any(matches(tag, wanted) for tag in info.languages)
     )
 
 

@@ -72,6 +72,31 @@ def test_upsert_says_what_became_of_each_document(cats):
     assert cats.get("/v1/collections/cats").json()["count"] == 6
 
 
+def test_a_language_that_is_no_tag_fails_its_document_alone_and_says_so_in_words(cats):
+    sent = [
+        {"id": "good", "text": "Two cats.", "lang": "en"},
+        {"id": "en-1", "text": "I have three cats.", "lang": "en_GB"},
+        {"id": "long", "text": "Three cats.", "lang": "en-" + "x" * 99},
+        {"id": "both", "text": "", "lang": ""},
+    ]
+    body = cats.post("/v1/collections/cats/documents", json={"documents": sent}).json()
+    assert [r["status"] for r in body["results"]] == ["created", "failed", "failed", "failed"]
+    assert {r["error"]["code"] for r in body["results"][1:]} == {"invalid_language_tag"}
+    assert body["results"][1]["error"]["message"] == (
+        "item 1: lang: expected a BCP 47 tag such as 'fi' or 'pt-BR', found 'en_GB'"
+    )
+    assert len(body["results"][2]["error"]["message"]) < 150
+    there = cats.get("/v1/collections/cats/documents/en-1").json()
+    assert there["text"] == "I have two cats.", "what was there stays"
+
+
+def test_a_search_says_which_of_its_languages_no_document_has(cats):
+    found = search(cats, queries=["x"], languages=["sv", "pt", "pt-PT", "fi"])
+    assert {h["lang"] for h in found["results"][0]} == {"fi", "pt-BR"}
+    assert found["languages_without_documents"] == ["pt-PT", "sv"]
+    assert search(cats, queries=["x"])["languages_without_documents"] == []
+
+
 def test_a_document_found_by_its_own_text_has_cosine_one(cats):
     for document in DOCUMENTS:
         (hits,) = search(cats, queries=[document["text"]], k=1)["results"]
@@ -167,7 +192,12 @@ def test_what_is_refused(cats):
     assert "k:" in refused(cats, 422, queries=["x"], k=0)
     assert "k:" in refused(cats, 422, queries=["x"], k="3")
     assert "exact:" in refused(cats, 422, queries=["x"], exact="yes")
-    assert "languages" in refused(cats, 422, queries=["x"], languages=["not a tag"])
+    expected = "expected a BCP 47 tag such as 'fi' or 'pt-BR', found"
+    for wrong in ("not a tag", "pt_BR", ""):
+        message = refused(cats, 422, queries=["x"], languages=["fi", wrong])
+        assert message == f"languages.1: {expected} {wrong!r}"
+    message = refused(cats, 422, queries=["x"], query_language="f")
+    assert message == f"query_language: {expected} 'f'"
     nowhere = "/v1/collections/nowhere"
     assert "nowhere" in refused(cats, 404, f"{nowhere}/search", queries=["x"])
     assert "nowhere" in refused(cats, 404, f"{nowhere}/documents", documents=DOCUMENTS)
