@@ -29,7 +29,8 @@ TimeoutHeader = Annotated[
         ge=1,
         lt=10**9,
         description="Milliseconds after which nobody waits for the answer: what has not run by then "
-        "leaves the queue and the answer is 504. The service's own limit holds besides.",
+        "leaves the queue and the answer is 504; where the queue is known to be longer than that, it is "
+        "503 at once. The service's own limit holds besides.",
     ),
 ]
 

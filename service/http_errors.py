@@ -96,8 +96,9 @@ STATUS_MEANINGS = {
     429: "The client's quota of tokens is spent; Retry-After says when to come back",
     500: "The engine or the store failed; the service goes on",
     501: "What is configured cannot do this; the message says what can",
-    503: "Full, or the store does not answer; Retry-After says when to come back",
-    504: "The deadline passed while waiting",
+    503: "Full, or the queue would outlast the request's deadline, or the store does not answer; "
+    "Retry-After says when to come back",
+    504: "The deadline passed before the vectors were ready",
 }
 
 

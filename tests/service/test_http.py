@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -362,6 +363,38 @@ def test_a_client_says_how_long_it_will_wait(make_client):
     encoder.gate.set()
     assert response.status_code == 504
     assert "within 0.05 s" in response.json()["error"]["message"]
+
+
+def test_a_time_out_is_503_where_the_queue_outlasts_it_and_504_where_nothing_is_in_the_way(
+    make_client,
+):
+    """Only who is told when to come back may hope for better then."""
+    encoder = FakeEncoder()
+    client = make_client(encoder)
+    encoder.gate.clear()
+    hurried = {"json": {"input": "Hello"}, "headers": {"x-timeout-ms": "1"}}
+    alone = client.post("/v1/embeddings", **hurried)
+    assert (alone.status_code, "retry-after" in alone.headers) == (504, False)
+    encoder.gate.set()
+    client.post("/v1/embeddings", json={"input": "the engine is free again"})
+    encoder.gate.clear()
+    batcher = client.app.state.encoders.default.batcher
+    batcher._admission.pace.observe(tokens=60, seconds=60)
+    with ThreadPoolExecutor() as others:
+        try:
+            ran = len(encoder.batches)
+            others.submit(client.post, "/v1/embeddings", json={"input": "on the engine"})
+            while len(encoder.batches) == ran:
+                time.sleep(0.001)
+            others.submit(client.post, "/v1/embeddings", json={"input": "waits"})
+            while not batcher.queued_tokens:
+                time.sleep(0.001)
+            behind = client.post("/v1/embeddings", **hurried)
+        finally:
+            encoder.gate.set()
+    assert behind.status_code == 503
+    assert int(behind.headers["retry-after-ms"]) > 1
+    assert "longer than they may" in behind.json()["error"]["message"]
 
 
 class Recorder:
