@@ -309,8 +309,11 @@ class SearchRequest(SelectionRequest):
     )
     mutual: bool = Field(
         False,
-        description="Say for each hit whether it and the query are nearest to each other: no other "
-        "document (of the query's language, where that is known) is nearer to the hit.",
+        description="Say for each hit, which is among the k nearest to the query, whether the query is "
+        "also the nearest to it: no other document (of the query's language, where that is known) is "
+        "nearer to the hit, by cosine. With k 1, hits of which it is true are mutual nearest neighbours. "
+        "The query need not be stored: its own vector is compared with the documents'; one that is as "
+        "near as it, such as the same text, does not count against it.",
     )
     explain: bool = Field(False, description="Say how the hits were found, and their scores made.")
     truncate: bool | None = Field(None, description=TRUNCATE)

@@ -119,9 +119,11 @@ class Query:
     the query's; what is divided by is at least 0.05. Only the best max(10 k, 100) by cosine
     (per language with `per_language`) are ranked by margin, unless `exact`.
     score_threshold: lowest `score` to return, in the units of `score`.
-    mutual: find out for each hit whether it and the query are nearest to each other: no other
-    document is nearer to the hit than the query is. Where the row's language is known, only
-    documents of its primary subtag count as others: the question of bitext mining.
+    mutual: find out for each hit, which is among the k nearest to the row, whether the row is the
+    nearest to it in return: no other document is nearer to the hit, by cosine, than the row's own
+    vector is, stored or not; one that is as near does not count. Where the row's language is known,
+    only documents of its primary subtag count as others: the question of bitext mining. With k 1
+    these are mutual nearest neighbours; a later hit may be true where the row has nearer ones.
     exact: leave nothing out for speed: no approximate index, and a margin for every document.
     recall: of the exact answer, the share that an approximate index should find, 0.5 to 0.99. An index
     measures what each takes when it is built; less is faster. A store whose index has no such

@@ -107,6 +107,8 @@ def test_mutual_nearest(store):
     assert mutual(asked, "en-GB") == of_english
     assert mutual(asked, "en", score="margin") == of_english
     assert mutual([1, 0.1], "und", k=1) == {"near": True}
+    assert mutual([1, 0.2], "en")["near"], "a document that is as near, as the query's own text is"
+    assert not mutual([1, 0.21], "en", k=4)["near"]
     [hits] = store.search("c", vectors(asked), Query(), PRINT)
     assert {hit.mutual for hit in hits} == {None}
 
