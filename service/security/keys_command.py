@@ -47,6 +47,11 @@ def _create(chosen: argparse.Namespace) -> None:
         raise KeyFileError(f"a name is 1 to 64 of A-Z, a-z, 0-9 and _.@-, got {chosen.name!r}")
     if chosen.tokens_per_minute is not None and chosen.tokens_per_minute < 1:
         raise KeyFileError(f"tokens per minute must be above 0, got {chosen.tokens_per_minute}")
+    if chosen.expires is not None and chosen.expires <= (now := datetime.now(UTC)):
+        raise KeyFileError(
+            f"--expires {chosen.expires:%Y-%m-%d} has begun: the key would have expired already; "
+            f"expected a day after today ({now:%Y-%m-%d}, UTC)"
+        )
     keys = read_keys(chosen.file) if chosen.file.exists() else {}
     given, key = new_key(
         chosen.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import shutil
 import signal
@@ -202,7 +203,7 @@ def test_restart_keeps_collections_and_is_quick_to_ready(tmp_path):
 
 @pytest.mark.parametrize("http_workers", [0, 2])
 def test_sigterm_finishes_what_was_accepted(tmp_path, http_workers):
-    server = start_server(tmp_path, demo="false", http_workers=http_workers)
+    server = start_server(tmp_path, demo="false", http_workers=http_workers, log_format="json")
     wait_until_ready(server)
 
     async def main() -> httpx.Response:
@@ -219,6 +220,35 @@ def test_sigterm_finishes_what_was_accepted(tmp_path, http_workers):
     assert response.status_code == 200
     assert len(response.json()["data"]) == 500
     assert server.process.wait(60) == 0
+    begun, ended = drained(server)
+    processes = 1 + http_workers  # the engine's is asked over shared memory, not by a request
+    assert sorted(line["requests_under_way"] for line in begun) == [0] * http_workers + [1]
+    assert {line["signal"] for line in begun} == {"SIGTERM"}
+    assert [line["requests_cut"] for line in ended] == [0] * processes
+    assert all(line["seconds"] >= 0 for line in ended)
+
+
+def drained(server: Server) -> tuple[list[dict], list[dict]]:
+    """What the log says where draining begins, and where it has ended."""
+    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line[0] == "{"]
+    begun = [line for line in lines if line["message"] == "draining begins"]
+    return begun, [line for line in lines if line["message"].startswith("draining ended")]
+
+
+def test_the_log_says_what_draining_cut(tmp_path):
+    """A client that has sent half a request, and nothing more for as long as there is."""
+    brief = "import service.__main__ as it; it.GRACE_S = 1; it.main([])"
+    server = start_server(tmp_path, script=brief, demo="false", log_format="json")
+    wait_until_ready(server)
+    address = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1]))) as half:
+        half.sendall(b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+        httpx.get(f"{server.url}/health/live").raise_for_status()
+        server.process.terminate()
+        server.process.wait(60)
+    [begun], [ended] = drained(server)
+    assert (begun["requests_under_way"], ended["requests_cut"]) == (1, 1)
+    assert ended["level"] == "warning"
 
 
 def test_sigterm_turns_ready_off_and_serves_on_while_load_balancers_notice(tmp_path):
