@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from enum import Enum
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 from mexma.artifact import open_artifact
 from mexma.encoder import tokenizer_of
@@ -28,9 +30,22 @@ def settings_page() -> str:
     for name, field in Settings.model_fields.items():
         default = "models/default" if field.default == DEFAULT_MODEL else str(field.default)
         default = "(empty)" if default in ("", "()") else default
-        lines += ["", f"## `MEXMA_{name.upper()}`", "", f"Default: `{default}`", ""]
+        line = f"Default: `{default}`"
+        if values := literal_values(field.annotation):
+            line += " (one of " + ", ".join(f"`{value}`" for value in values) + ")"
+        lines += ["", f"## `MEXMA_{name.upper()}`", "", line, ""]
         lines += [str(field.description)]
     return "\n".join(lines) + "\n"
+
+
+def literal_values(annotation: Any) -> tuple[Any, ...]:
+    """What a value of this type may be, where that is a list: a Literal, an Enum, or one of them and
+    None."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return tuple(member.value for member in annotation)
+    return tuple(value for part in get_args(annotation) for value in literal_values(part))
 
 
 def metrics_page() -> str:

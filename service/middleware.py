@@ -28,7 +28,9 @@ from service.http_errors import error_response
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
 from service.routes.names import name_of
-from service.security.gate import Act, Gate
+from service.security.audit import Act
+from service.security.audit import current as current_act
+from service.security.gate import Gate
 from service.security.quotas import current as current_quota
 from service.tracing import Trace, Tracing
 from service.tracing import current as current_trace
@@ -125,7 +127,7 @@ class RequestBorder:
         name = request_id.decode()
         trace = self.tracing.begin(scope["headers"], name) if self.tracing else None
         tokens = (request_id_var.set(name), current_trace.set(trace), current_quota.set(None))
-        claim = current_claim.set(None)
+        claim, acting = current_claim.set(None), current_act.set(None)
         act: Act | Response | None = None
         try:
             act = await self.gate.enter(scope, headers, name)
@@ -143,6 +145,7 @@ class RequestBorder:
             current_trace.reset(tokens[1])
             current_quota.reset(tokens[2])
             current_claim.reset(claim)
+            current_act.reset(acting)
 
     async def _answer(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send

@@ -336,7 +336,9 @@ class Settings(BaseSettings):
     audit_log: Path | None = Field(
         None,
         description="File of JSON lines that every administrator's act is written to before it is "
-        "done and after; when that cannot be written, acts are refused. Unset: they are in the log.",
+        "done and after, with the client, its key and its address (`x-forwarded-for`'s where a proxy on "
+        "loopback sends it); of a reload the line after names the model and the fingerprints before and "
+        "after. When that cannot be written, acts are refused. Unset: they are in the log.",
     )
     cors_origins: Origins = Field(
         (),

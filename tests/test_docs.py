@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 
-from docs.reference import PAGES
+from docs.reference import PAGES, literal_values, settings_page
+from mexma.session import Engine
 from service.settings import Settings
 from tests.conftest import ROOT, Server
 from training.recipes import RECIPES
@@ -98,6 +100,17 @@ def test_links_settings_and_metrics_in_prose_exist(page: Path):
     assert set(re.findall(r"MEXMA_[A-Z_]*[A-Z]", text)) <= known
     metrics = set(re.findall(r"mexma_[a-z_]+", (ROOT / "docs/metrics.md").read_text()))
     assert set(re.findall(r"`(mexma_[a-z_]+)`", text)) <= metrics | set(RECIPES)
+
+
+def test_the_page_of_settings_lists_the_values_of_each_that_has_a_list():
+    sections = settings_page().split("## `MEXMA_")
+    listed = {s.split("`")[0]: s.splitlines()[2] for s in sections if "(one of" in s}
+    for value in get_args(Engine):
+        assert f"`{value}`" in listed["ENGINE"]
+    assert listed["LOG_FORMAT"] == "Default: `text` (one of `text`, `json`)"
+    assert {"DEVICE", "MILVUS_INDEX", "LOG_LEVEL"} < listed.keys()
+    assert literal_values(int | None) == literal_values(list[int]) == ()
+    assert literal_values(Literal["a", "b"] | None) == ("a", "b")
 
 
 def test_the_runbook_knows_every_reason_for_not_being_ready():

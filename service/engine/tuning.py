@@ -47,10 +47,12 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """steady: whether the machine was quiet enough to remember it."""
+    """steady: whether the machine was quiet enough to remember it. busy: whether others used it, which is
+    not the only reason why a curve is not remembered."""
 
     points: list[Point]
     steady: bool
+    busy: bool = False
 
 
 def choose(curve: Sequence[Point]) -> Point:
@@ -96,8 +98,9 @@ def measure(encoder: Encoder, usual_tokens: int) -> Curve:
         Point(usual_tokens * FACTORS[n], sum(map(len, batch)) / min(times[n]))
         for n, batch in enumerate(batches)
     ]
-    steady = len(times[0]) == REPEATS and max(times[0]) < STEADY * min(times[0])
-    return Curve(points, steady)
+    whole = len(times[0]) == REPEATS
+    steady = max(times[0]) < STEADY * min(times[0])
+    return Curve(points, steady=whole and steady, busy=whole and not steady)
 
 
 def _time(encoder: Encoder, batch: list[NDArray[np.int64]]) -> float:
@@ -134,6 +137,10 @@ class Tuning:
         )  # fmt: skip
         if curve.steady:
             self._write(known | {key: chosen.tokens})
+        elif curve.busy:
+            log.info(
+                "what was measured is not kept, as the machine was busy: the next start measures again"
+            )
         return chosen.tokens
 
     def _read(self) -> dict[str, object]:

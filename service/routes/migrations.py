@@ -20,6 +20,7 @@ from service.http_errors import BODY_ERRORS, documented
 from service.json_body import JsonRoute
 from service.migrator import Migrator
 from service.routes.collections import PREFIX, Name, described
+from service.security import audit
 from service.state import State
 from service.store.migrations import Migrations
 from service.store.pair import MigrationInfo
@@ -48,6 +49,7 @@ def router(state: State) -> APIRouter:
         await asyncio.to_thread(state.store.describe, name)
         embedder = state.encoders.known(body.model)
         dim, fingerprint = embedder.encoder.manifest.dim, embedder.encoder.fingerprint
+        audit.note(model=body.model, fingerprint=fingerprint)
         canaries, anew = await state.canaries.vectors(embedder), state.canaries.is_off(name)
         info = await asyncio.to_thread(
             lambda: migrations.begin(name, dim, fingerprint, canaries, anew=anew)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from fastapi import APIRouter
@@ -11,6 +13,7 @@ from service.http_errors import BODY_ERRORS, documented
 from service.json_body import JsonRoute
 from service.reloader import Outcome
 from service.schemas import ReloadOutcome, ReloadRequest, ReloadStatus
+from service.security import audit
 from service.state import State
 
 
@@ -32,7 +35,9 @@ def router(state: State) -> APIRouter:
         """
         if state.starting is not None:
             raise ReloadConflict("the service is starting; retry when it is ready")
-        return _outcome(await reloader.reload(body.model))
+        with _noted():
+            audit.note(model=body.model or str(state.settings.model))
+            return _outcome(await reloader.reload(body.model))
 
     @routes.get("/v1/models/reload", response_model=ReloadStatus)
     async def reload_status() -> ReloadStatus:
@@ -51,7 +56,17 @@ def router(state: State) -> APIRouter:
     )
     async def roll_back_model() -> ReloadOutcome:
         """Let the model before the last reload answer again, at once: it is still loaded."""
-        return _outcome(await reloader.roll_back())
+        with _noted():
+            return _outcome(await reloader.roll_back())
+
+    @contextmanager
+    def _noted() -> Iterator[None]:
+        """On record is which model answered before and which one after, also where it was refused."""
+        audit.note(fingerprint_before=reloader.serving)
+        try:
+            yield
+        finally:
+            audit.note(fingerprint_after=reloader.serving)
 
     return routes
 

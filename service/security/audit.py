@@ -1,13 +1,14 @@
 """The record of what administrators did: a line before the act, and a line after it.
 
 A line is on disk before the act begins; where it cannot be written, the act is refused. Without a
-file the lines go to the log.
+file the lines go to the log. The second line also says what only the act itself knows (`note`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +17,18 @@ import orjson
 from mexma.errors import AuditError
 
 log = logging.getLogger("mexma.audit")
+
+
+Act = dict[str, str | int | None]
+
+# What will be recorded of the request under way in the end; None where it is no administrator's.
+current: ContextVar[Act | None] = ContextVar("act", default=None)
+
+
+def note(**what: str | int | None) -> None:
+    """Have the line after the act under way say this, too."""
+    if (act := current.get()) is not None:
+        act.update(what)
 
 
 class Audit:

@@ -15,12 +15,11 @@ from service.http_errors import error_response, for_exception
 from service.metrics import Metrics
 from service.routes.names import UNMATCHED, name_of
 from service.security.access import Guard, Refusal
-from service.security.audit import Audit
+from service.security.audit import Act, Audit
+from service.security.audit import current as current_act
 from service.security.quotas import current as current_quota
 
 log = logging.getLogger(__name__)
-
-Act = dict[str, str | int | None]
 
 
 class Gate:
@@ -50,6 +49,8 @@ class Gate:
             "request_id": request_id,
             "client": found.key.name if found.key else None,
             "key": found.key.id if found.key else None,
+            # Of the client, where a proxy that is trusted names it; else of who is connected.
+            "address": scope["client"][0] if scope.get("client") else None,
             "method": scope["method"],
             "path": scope["path"],
         }
@@ -59,6 +60,7 @@ class Gate:
             self._metrics.refused.labels("audit").inc()
             log.error("refused, because it cannot be recorded: %s", error)
             return for_exception(scope["path"], AuditError("the act cannot be recorded"))
+        current_act.set(act)
         return act
 
     def _refuse(self, scope: Scope, found: Refusal) -> Response:

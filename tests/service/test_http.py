@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import get_args
 
 import pytest
 from fastapi import Request
 
 from service.metrics import Metrics
 from service.middleware import ClientGone, RequestBorder, unless_gone
+from service.reloader import OutcomeName
+from service.security import access
 from service.security.access import Guard
 from service.security.audit import Audit
 from service.security.gate import Gate
@@ -344,6 +349,28 @@ def test_the_shortcut_and_the_long_way_answer_alike(make_client, path, body, hea
     counted = client.get("/metrics").text
     status = short.status_code
     assert f'mexma_http_requests_total{{route="{path}",status="{status}"}} 2.0' in counted
+
+
+def test_what_is_counted_by_known_labels_begins_at_zero():
+    """Else an alert on the increase of a counter misses the first event, which may be the only one."""
+    shown = Metrics().render().decode()
+    for label in (
+        *(f'batches_total{{outcome="{outcome}"}}' for outcome in ("ok", "failed")),
+        *(f'engine_restarts_total{{reason="{r}"}}' for r in ("engine_stuck", "engine_wrong")),
+        *(f'model_reloads_total{{outcome="{o}"}}' for o in get_args(OutcomeName)),
+        *(f'returns_total{{outcome="{outcome}"}}' for outcome in ("accepted", "refused")),
+        *(f'spared_items_total{{by="{by}"}}' for by in ("cache", "joining")),
+        *(f'refused_total{{reason="{reason}"}}' for reason in reasons_of_refusals()),
+    ):
+        assert f"mexma_{label} 0.0" in shown
+
+
+def reasons_of_refusals() -> set[str]:
+    found = {"audit", "quota"}  # counted where they are found
+    source = inspect.getsource(access)
+    found |= set(re.findall(r'Refusal\(\s*40\d,\s*"(\w+)"', source))
+    assert len(found) == 6
+    return found
 
 
 def test_a_lane_or_timeout_that_is_none_is_refused_and_named(client):

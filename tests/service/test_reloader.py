@@ -168,6 +168,26 @@ def test_the_new_model_answers_and_after_a_rollback_the_old_one(client, old, new
     assert 'mexma_model_reloads_total{outcome="rolled_back"} 1.0' in metrics
 
 
+def test_the_record_of_a_reload_says_which_model_came_for_which(client, models, old, new, caplog):
+    caplog.set_level("INFO", "mexma.audit")
+    call(client, "reload", model="new")
+    call(client, "rollback")
+    call(client, "reload", 422, model="nowhere")
+    call(client, "reload")
+    done = [vars(r) for r in caplog.records if getattr(r, "phase", "") == "done"]
+    a, b = old.fingerprint, new.fingerprint
+    assert [
+        (r["path"], r.get("model"), r["fingerprint_before"], r["fingerprint_after"], r["status"])
+        for r in done
+    ] == [
+        ("/v1/models/reload", "new", a, b, 200),
+        ("/v1/models/rollback", None, b, a, 200),
+        ("/v1/models/reload", "nowhere", a, a, 422),
+        ("/v1/models/reload", str(models.folder / "old"), a, a, 200),
+    ]
+    assert {r["address"] for r in done} == {"testclient"}
+
+
 def test_the_document_of_the_api_has_the_limits_of_the_model_that_answers(client, old, new):
     def most() -> int:
         schemas = client.get("/openapi.json").json()["components"]["schemas"]

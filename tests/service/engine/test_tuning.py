@@ -101,11 +101,21 @@ def test_what_was_found_is_looked_up_at_the_next_start(clock, tmp_path):
     assert len(json.loads(file.read_text())) == 3
 
 
-def test_a_busy_machine_is_not_remembered(clock, tmp_path):
+def test_a_busy_machine_is_not_remembered_and_the_log_says_so(clock, tmp_path, caplog):
+    caplog.set_level("INFO")
     times = iter([0.001, *[0.010, 0.011, 0.012] * 2, 0.020, 0.011, 0.012])
     encoder = clock(Timed(lambda _: next(times)))
     Tuning(tmp_path / "tuning.json").bulk_batch_tokens(encoder, 256, where="here")
     assert not (tmp_path / "tuning.json").exists()
+    said = [r for r in caplog.records if "not kept" in r.message]
+    assert [(r.levelname, "the machine was busy" in r.message) for r in said] == [("INFO", True)]
+
+
+def test_a_machine_that_is_only_slow_is_not_called_busy(clock, tmp_path, caplog):
+    caplog.set_level("INFO")
+    for seconds in (lambda n: 0.05 * n, lambda n: 0.11 if n > 100 else 1e-6):
+        Tuning(tmp_path / "t.json").bulk_batch_tokens(clock(Timed(seconds)), 256, where="here")
+    assert "busy" not in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b'{"x": 1}'])

@@ -12,7 +12,7 @@ def test_an_administrator_s_act_is_on_record_before_and_after(guarded):
     admin = guarded.kept[-1]
     expected = {
         "request_id": "r-1", "client": "admin-client", "key": admin.id, "method": "DELETE",
-        "path": "/v1/collections/c",
+        "path": "/v1/collections/c", "address": "testclient",
     }  # fmt: skip
     assert {k: v for k, v in asked.items() if k != "time"} == {"phase": "asked"} | expected
     assert {k: v for k, v in done.items() if k != "time"} == {

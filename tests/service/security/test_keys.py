@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -181,3 +182,16 @@ def test_the_command_refuses_in_a_sentence(tmp_path, arguments):
     write_keys(file, [])
     with pytest.raises(SystemExit, match=r"^mexma-keys: "):
         keys_command.main([str(file), *arguments])
+
+
+@pytest.mark.parametrize("ago", [timedelta(0), timedelta(days=1), timedelta(days=9999)])
+def test_no_key_is_made_that_has_expired(tmp_path, ago):
+    file = tmp_path / "keys.json"
+    write_keys(file, [])
+    day = (datetime.now(UTC) - ago).strftime("%Y-%m-%d")
+    with pytest.raises(SystemExit, match=f"--expires {day} has begun.*a day after today"):
+        keys_command.main([str(file), "create", "app", "--expires", day])
+    assert read_keys(file) == {}
+    tomorrow = (datetime.now(UTC) + timedelta(days=2)).strftime("%Y-%m-%d")
+    keys_command.main([str(file), "create", "app", "--expires", tomorrow])
+    assert len(read_keys(file)) == 1

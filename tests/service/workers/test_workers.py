@@ -273,6 +273,10 @@ def test_keys_quotas_and_the_record_are_kept_with_workers(tmp_path):
     assert 429 in [ask(frugal).status_code for _ in range(20)], "a quota is one, for all workers"
     assert ask(boss, "DELETE", "/v1/collections/none").status_code == 404
     assert '"boss"' in record.read_text()
+    assert '"address":"127.0.0.1"' in record.read_text()
+    behind = {"authorization": f"Bearer {boss}", "x-forwarded-for": "203.0.113.9"}
+    httpx.delete(f"{server.url}/v1/collections/none", headers=behind, timeout=60)
+    assert '"address":"203.0.113.9"' in record.read_text(), "a proxy on loopback is believed"
     answers = [ask(boss, "DELETE", "/v1/collections/none") for _ in range(12)]
     ids = [a.headers["x-request-id"] for a in answers]
     assert len(set(ids)) == len(ids), "no two workers give one id"
