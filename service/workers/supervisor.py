@@ -179,8 +179,10 @@ class Supervisor:
                 self._engine = None
                 if self._stopping:
                     return None
-                if not self._engine_was_ever_up:
-                    return how if how > 0 else 1  # it has said why
+                if not self._engine_was_ever_up:  # it has said why, and that is the last word:
+                    for worker in self._workers:  # they have nothing to finish without it
+                        _kill(worker, signal.SIGKILL)
+                    return how if how > 0 else 1
                 log.error("the engine's process ended (%d) and is started again", how)
             elif child in self._workers:
                 now = time.monotonic()
