@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from functools import cache
 
 import numpy as np
@@ -43,6 +44,28 @@ def test_right_truncation_keeps_the_beginning_and_says_where_it_cut(text):
 def test_left_truncation_keeps_the_end(text):
     (tokens,) = TOKENIZER.encode([text], side="left")
     assert text_of(tokens.ids) == text[tokens.cut_at :]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["안녕하세요 세계", "Tiếng Việt rất đẹp", "நீங்கள் எங்கே போகிறீர்கள்?", "ṩ", "क़लम", "שָׁלוֹם", "café"],
+)
+def test_a_text_is_the_same_however_its_letters_are_composed(text):
+    tokenizer = default_tokenizer(512)
+    composed, apart = unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)
+    one, other = tokenizer.encode([composed, apart])
+    assert one.ids.tolist() == other.ids.tolist()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_cut_is_counted_in_the_characters_that_were_sent(side):
+    tokenizer = default_tokenizer(10)
+    composed = "안녕하세요 세계 " * 10
+    apart = unicodedata.normalize("NFD", composed)
+    one, other = tokenizer.encode([composed, apart], side=side)
+    assert one.ids.tolist() == other.ids.tolist()
+    assert unicodedata.normalize("NFC", apart[: other.cut_at]) == composed[: one.cut_at]
+    assert one.cut_at < other.cut_at
 
 
 def test_a_prefix_counts_as_tokens_but_not_as_characters():
