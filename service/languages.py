@@ -17,9 +17,10 @@ by rules rather than by tuning on a test set:
 - Kana, and Hangul, are each one language's writing: letters that are only these, or these with
   Han characters, decide. Of random pairs of Hangul syllables the model knew 84 %; for Thai,
   Georgian and the like it needs no help. Han characters alone are left to it.
-- Without a letter, or with a probability below 1 in 10, the answer is "und"; for a language that few
-  texts are in it is so below 1 in 2. To the model all of its classes are as likely before it has
-  read a letter, so it takes "hello world" for Fula.
+- Without a letter of a script in which the model knows a language (of Cherokee, Ol Chiki or N'Ko it knows
+  none), or with a probability below 1 in 10, the answer is "und"; for a language that few texts are in
+  it is so below 1 in 2. To the model all of its classes are as likely before it has read a letter, so it
+  takes "hello world" for Fula.
 
 Refuses to know: HTTP, collections, the encoder's own list of languages.
 """
@@ -71,6 +72,13 @@ FOLDED = {
 
 KANA = re.compile("[\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\uff66-\uff9f]")
 HANGUL = re.compile("[\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7a3\ud7b0-\ud7fb]")
+READ = re.compile(
+    "[A-Za-z\u00aa-\u058f\u05d0-\u06ff\u0750-\u077f\u08a0-\u109f\u10a0-\u139f\u1780-\u17ff\u1c80-\u1cbf"
+    "\u1d00-\u1fff\u2c60-\u2c7f\u2d00-\u2d2f\u2d80-\u2dff\u3005-\u9fff\ua640-\ua69f\ua720-\ua7ff\ua8e0-\ua8ff"
+    "\ua960-\ua97f\ua9e0-\ua9ff\uaa60-\uaa7f\uab00-\uab6f\uac00-\ufdff\ufe70-\uff9f\U00020000-\U000323af]"
+)
+"""Letters of the scripts that the model has read. Of others it knows nothing and says something: all of
+Cherokee was Korean to it, and Ol Chiki (Santali) Amharic."""
 HAN = re.compile("[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 
 
@@ -104,7 +112,7 @@ class LanguageDetector:
         """The language of `text` and its probability. Any string will do, the empty one too."""
         text = text[:MAX_CHARACTERS]
         letters = [c for c in text if unicodedata.category(c).startswith("L")]
-        if not letters:
+        if not any(map(READ.match, letters)):
             return Detection(UNDETERMINED, 0.0)
         if lang := _by_script(letters):
             return Detection(lang, 1.0)

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mexma.sample import tatoeba_sample
-from service.languages import FOLDED, LEAST_PROBABILITY, RARE, LanguageDetector
+from service.languages import (
+    FOLDED,
+    LEAST_PROBABILITY,
+    RARE,
+    UNDETERMINED,
+    LanguageDetector,
+)
 from training.phrases import cldr_phrases
 
 DETECTOR = LanguageDetector()
@@ -170,3 +176,17 @@ def test_the_model_is_not_loaded_before_it_is_needed():
     assert fresh.detect("123") == "und"
     assert fresh.detect("ありがとう") == "ja"
     assert fresh._model is None
+
+
+@pytest.mark.parametrize("text", ["ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ ᎠᏂᏲᏍᎩ", "ᱥᱟᱱᱛᱟᱲᱤ ᱯᱟᱹᱨᱥᱤ", "ߒߞߏ ߞߊ߲"])
+def test_a_script_that_the_model_never_read_is_no_language(text):
+    assert DETECTOR.identify(text) == (UNDETERMINED, 0.0)
+
+
+def test_every_language_that_has_a_script_of_its_own_is_still_read():
+    for text, lang in {
+        "Το γατί κοιμάται": "el", "Կատուն քնած է": "hy", "החתול ישן על הספה": "he",
+        "ድመቷ በሶፋው ላይ ተኝታለች": "am", "แมวกำลังนอน": "th", "კატას სძინავს": "ka", "ছাটি ঘুমাচ্ছে বিছানায়": "bn",
+        "பூனை தூங்குகிறது": "ta", "ឆ្មាកំពុងគេង": "km", "ແມວກຳລັງນອນ": "lo", "ကြောင်အိပ်နေတယ်": "my",
+    }.items():  # fmt: skip
+        assert DETECTOR.detect(text) == lang, text
