@@ -17,7 +17,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from service.schemas import TRUNCATE, ItemError, Text, Truncation, Whole
+from service.schemas import TRUNCATE, Body, ItemError, Text, Truncation, Whole
 from service.store.protocol import LEAST_RECALL, MOST_RECALL, RECALL
 
 CollectionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -33,7 +33,12 @@ def canonical_tag(tag: str) -> str:
         shown = repr(tag if len(tag) <= 40 else tag[:40] + "…")
         raise ValueError(f"expected a BCP 47 tag such as 'fi' or 'pt-BR', found {shown}")
     first, *rest = tag.split("-")
-    return "-".join([first.lower(), *(_canonical_subtag(subtag) for subtag in rest)])
+    first = first.lower()
+    return "-".join([REPLACED.get(first, first), *(_canonical_subtag(subtag) for subtag in rest)])
+
+
+# Languages' former codes, some of which Java and Android still give, by IANA's registry of subtags.
+REPLACED = {"in": "id", "iw": "he", "ji": "yi", "jw": "jv", "mo": "ro"}
 
 
 def _canonical_subtag(subtag: str) -> str:
@@ -53,7 +58,26 @@ LanguageTag = Annotated[
         }
     ),
 ]
+Row = Annotated[list[float], Field(fail_fast=True)]
 DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+def _no_step_in_a_path(document_id: str) -> str:
+    """Browsers, curl and httpx resolve `..` in a path before they ask, encoded or not: a client that
+    deletes a document of that id would drop its collection. Raises ValueError."""
+    if document_id in STEPS:
+        raise ValueError(
+            f"expected an id other than '.' and '..', which clients resolve in a path, found {document_id!r}"
+        )
+    return document_id
+
+
+STEPS = (".", "..")
+NewDocumentId = Annotated[
+    DocumentId,
+    AfterValidator(_no_step_in_a_path),
+    Field(json_schema_extra={"not": {"enum": [*STEPS]}}),
+]
 
 
 class CollectionDescription(BaseModel):
@@ -74,7 +98,7 @@ class CollectionList(BaseModel):
     collections: list[CollectionDescription]
 
 
-class MigrationRequest(BaseModel):
+class MigrationRequest(Body):
     model_config = ConfigDict(
         extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "default"}]}
     )
@@ -130,20 +154,24 @@ class SnapshotList(BaseModel):
     snapshots: list[SnapshotDescription]
 
 
-class DocumentIn(BaseModel):
+class DocumentIn(Body):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    id: DocumentId
+    id: NewDocumentId
     text: str = Field(description="One without a token fails alone; the others are stored.")
     lang: str | None = Field(
         None,
         description="A BCP 47 tag, `fi` or `pt-BR`; detected when absent. A document with what is none "
         "fails alone.",
     )
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any object, nested 64 levels at most. Whole numbers from -2^63 to 2^64 - 1 are kept "
+        "exactly, others as the nearest float64.",
+    )
 
 
-class UpsertRequest(BaseModel):
+class UpsertRequest(Body):
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
@@ -159,7 +187,7 @@ class UpsertRequest(BaseModel):
         },
     )
 
-    documents: list[DocumentIn] = Field(min_length=1)
+    documents: list[DocumentIn] = Field(min_length=1, fail_fast=True)
     truncate: bool | None = Field(None, description=TRUNCATE)
 
 
@@ -188,7 +216,11 @@ Condition = Annotated[
 ]
 Languages = Annotated[
     list[LanguageTag],
-    Field(min_length=1, description="Only documents in these; `pt` also finds `pt-BR`."),
+    Field(
+        min_length=1,
+        fail_fast=True,
+        description="Only documents in these; `pt` also finds `pt-BR`.",
+    ),
 ]
 
 
@@ -198,7 +230,7 @@ def _given(field: str, *, kind: str = "array", without: tuple[str, ...] = ()) ->
     return {"required": [field], "properties": properties}
 
 
-class SelectionRequest(BaseModel):
+class SelectionRequest(Body):
     """Which documents are meant; without a field, all."""
 
     model_config = ConfigDict(
@@ -238,7 +270,7 @@ class DeleteRequest(SelectionRequest):
         },
     )
 
-    ids: list[DocumentId] | None = Field(None, min_length=1)
+    ids: list[DocumentId] | None = Field(None, min_length=1, fail_fast=True)
 
 
 class DeleteResponse(BaseModel):
@@ -274,8 +306,8 @@ class SearchRequest(SelectionRequest):
         },
     )
 
-    queries: list[Text] | None = Field(None, min_length=1)
-    vectors: list[list[float]] | None = Field(None, min_length=1)
+    queries: list[Text] | None = Field(None, min_length=1, fail_fast=True)
+    vectors: list[Row] | None = Field(None, min_length=1, fail_fast=True)
     fingerprint: str | None = Field(
         None,
         max_length=64,

@@ -18,9 +18,10 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from mexma import errors
+from service.routes.names import UNMATCHED, name_of
 
 log = logging.getLogger(__name__)
-TEI_PATHS = ("/embed", "/info", "/health")
+TEI_PATHS = ("/embed", "/", "/info", "/health")
 
 
 class Shape(NamedTuple):
@@ -173,6 +174,16 @@ WORDING = {
     "missing": "{where} is missing",
     "model_attributes_type": "{where} must be a JSON object",
 }
+EXPECTED = {
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "none_required": "null",
+}
 
 
 def _validation_message(problem: dict[str, Any]) -> tuple[str, str | None]:
@@ -180,19 +191,31 @@ def _validation_message(problem: dict[str, Any]) -> tuple[str, str | None]:
     kind, found = problem["type"], problem.get("input")
     if kind in WORDING:
         return WORDING[kind].format(where=where or "the body"), (where or None)
-    message = problem["msg"].removeprefix("Value error, ")
-    if isinstance(found, str | int | float | bool) and kind != "value_error":
-        shown = repr(found)
-        message += f", found {shown if len(shown) <= 80 else shown[:77] + '…'}"
+    if kind in EXPECTED:
+        message = f"expected {EXPECTED[kind]}, found {_shown(found)}"
+    else:
+        message = problem["msg"].removeprefix("Value error, ")
+        if isinstance(found, str | int | float) and kind != "value_error":
+            message += f", found {_shown(found)}"
     return (f"{where}: {message}" if where else message), (where or None)
+
+
+def _shown(found: Any) -> str:
+    """What came, as JSON calls it, shortened."""
+    if found is None or isinstance(found, bool):
+        return {None: "null", True: "true", False: "false"}[found]
+    if isinstance(found, list | dict):
+        return "a list" if isinstance(found, list) else "an object"
+    shown = repr(found)
+    return shown if len(shown) <= 80 else shown[:77] + "…"
 
 
 def _methods(request: Request) -> str:
     """What is answered at the path of a request, for whose method there is no route."""
     route = request.scope.get("route")
     described = request.app.openapi()["paths"].get(getattr(route, "path_format", None), ())
-    methods = [m.upper() for m in described] or getattr(route, "methods", None) or ()
-    return ", ".join(sorted(methods))
+    methods = {m.upper() for m in described} or set(getattr(route, "methods", None) or ())
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 def install(app: FastAPI) -> None:
@@ -218,9 +241,12 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> Response:
         message = error.detail
         if error.status_code in (404, 405) and message in ("Not Found", "Method Not Allowed"):
-            message = (
-                f"{request.method} {request.url.path}: {message.lower()}; /docs lists the routes"
-            )
+            path = request.url.path
+            message = f"{request.method} {path}: {message.lower()}; /docs lists the routes"
+            # A client's base URL with `/v1` where it adds that itself, or without where it does not.
+            meant = (f"/v1{path}", path.removeprefix("/v1"))
+            if there := [p for p in meant if p != path and name_of(p) != UNMATCHED]:
+                message += f", {there[0]} among them"
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the framework names the methods of one route of several
             headers = {"allow": _methods(request)}

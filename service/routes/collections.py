@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 
-from mexma.errors import CollectionNotFound, FingerprintMismatch
+from mexma.errors import CollectionNotFound, FingerprintMismatch, InputError
 from service.collection_schemas import CollectionDescription, CollectionList, CollectionName
 from service.engine.embedder import Embedder
 from service.http_errors import STORE_ERRORS, documented
@@ -24,6 +24,8 @@ Model = Annotated[
     Query(description="Name or fingerprint of a served model; the default one.", max_length=256),
 ]
 T = TypeVar("T")
+# What clients send that have to send something.
+NOTHING = (b"", b"{}", b"null")
 
 
 def router(state: State) -> APIRouter:
@@ -42,13 +44,20 @@ def router(state: State) -> APIRouter:
         response_model=CollectionDescription,
         responses=documented(404, 409, 422, 504, *STORE_ERRORS),
     )
-    async def create_collection(name: Name, model: Model = None) -> CollectionDescription:
+    async def create_collection(
+        name: Name, request: Request, model: Model = None
+    ) -> CollectionDescription:
         """Create a collection, or find that it exists already.
 
         It is stamped with the encoder that makes it, the default one or `model`, and takes no
         other's vectors. Without `model` one that exists is found whichever is its encoder, as long
         as that is served.
         """
+        if (await request.body()).strip() not in NOTHING:
+            raise InputError(
+                "expected no body: a collection has the dimensions of its encoder's vectors and the "
+                "cosine as distance; ?model= names another encoder that is served"
+            )
         embedder = state.encoders.default if model is None else state.encoders.known(model)
         if model is None:
             with suppress(CollectionNotFound):

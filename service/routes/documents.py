@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
+from starlette.convertors import Convertor, register_url_convertor
 
 from mexma.errors import DocumentNotFound, InputError, InvalidLanguageTag, MexmaError
 from service.caller import Caller, caller
@@ -33,6 +34,21 @@ from service.state import State
 from service.store import filters
 from service.store.protocol import CollectionInfo, Document, Selection
 from service.vectors import json_response, timing_headers, truncations
+
+
+class Anything(Convertor[str]):
+    """An id in a path: with slashes, as the framework's `:path`, and with line breaks, which that has not."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("anything", Anything())
 
 
 def router(state: State) -> APIRouter:
@@ -109,7 +125,7 @@ def router(state: State) -> APIRouter:
         return ScrollResponse(documents=documents, cursor=page.cursor)
 
     @routes.delete(
-        "/{name}/documents/{document_id:path}",
+        "/{name}/documents/{document_id:anything}",
         status_code=204,
         responses=documented(404, 422, *STORE_ERRORS),
     )
@@ -119,7 +135,7 @@ def router(state: State) -> APIRouter:
             raise DocumentNotFound(f"collection {name!r} holds no document {document_id[:80]!r}")
 
     @routes.get(
-        "/{name}/documents/{document_id:path}",
+        "/{name}/documents/{document_id:anything}",
         response_model=DocumentOut,
         responses=documented(404, 422, *STORE_ERRORS),
     )

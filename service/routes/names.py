@@ -16,14 +16,14 @@ FIXED = frozenset({
     "/openapi.json", "/",
 })  # fmt: skip
 COLLECTION = "/v1/collections/{name}"
-# A parameter ends at the next slash, `:path` takes the rest.
+# A parameter ends at the next slash, `:path` and `:anything` take the rest.
 FILLED = (
     "/v1/models/{model:path}",
     COLLECTION,
     f"{COLLECTION}/documents",
     f"{COLLECTION}/documents/count",
     f"{COLLECTION}/documents/scroll",
-    f"{COLLECTION}/documents/{{document_id:path}}",
+    f"{COLLECTION}/documents/{{document_id:anything}}",
     f"{COLLECTION}/search",
     f"{COLLECTION}/snapshots",
     f"{COLLECTION}/snapshots/{{snapshot_id}}/restore",
@@ -36,9 +36,8 @@ FILLED = (
 
 
 def _pattern(declared: str) -> re.Pattern[str]:
-    return re.compile(
-        re.sub(r"\{\w+:path\}", ".+", declared).replace("{", "(?P<").replace("}", ">[^/]+)")
-    )
+    rest = re.sub(r"\{\w+:(path|anything)\}", ".*", declared)
+    return re.compile(rest.replace("{", "(?P<").replace("}", ">[^/]+)"), re.DOTALL)
 
 
 PATTERNS = tuple((_pattern(declared), declared) for declared in FILLED)

@@ -26,14 +26,14 @@ RULES: tuple[tuple[str, str, Role | None], ...] = (
     ("GET", r"/metrics", "metrics"),
     ("GET", r"/v1/models/reload", "admin"),
     ("GET", r"/info|/v1/models(/.+)?", "read"),
-    ("POST", r"/v1/embeddings|/embed", "read"),
+    ("POST", r"/v1/embeddings|/embed|/", "read"),
     ("GET", rf"/v1/collections|{COLLECTION}(/.*)?", "read"),
     ("POST", rf"{COLLECTION}/(search|documents/count|documents/scroll)", "read"),
     ("PUT", COLLECTION, "write"),
     ("POST DELETE", rf"{COLLECTION}/documents", "write"),
     ("DELETE", rf"{COLLECTION}/documents/.+", "write"),
 )
-TABLE = tuple((methods.split(), re.compile(path), role) for methods, path, role in RULES)
+TABLE = tuple((methods.split(), re.compile(path, re.DOTALL), role) for methods, path, role in RULES)
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 Reason = Literal["no_key", "unknown_key", "role", "cross_origin"]
 
@@ -86,7 +86,7 @@ class Guard:
     def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Admitted | Refusal:
         method, path = scope["method"], scope["path"]
         role = role_for(method, path)
-        if method in UNSAFE and self._is_foreign(headers):
+        if (method in UNSAFE or _is_preflight(method, headers)) and self._is_foreign(headers):
             return Refusal(
                 403,
                 "cross_origin",
@@ -112,6 +112,11 @@ class Guard:
         if origin is None or origin in self._origins:
             return False
         return origin.partition(b"://")[2] != headers.get(b"host")
+
+
+def _is_preflight(method: str, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser asks if a page may call. Where some may, theirs are answered before."""
+    return method == "OPTIONS" and b"access-control-request-method" in headers
 
 
 def guard_of(settings: Settings) -> Guard:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,73 @@ def test_the_life_of_a_collection(client):
     assert client.delete("/v1/collections/cats").status_code == 204
     message = refused(client, 404, "/v1/collections/cats", "get")
     assert "cats" in message
+
+
+def test_a_wish_that_a_collection_cannot_have_is_not_passed_over(client):
+    assert "expected no body" in refused(client, 422, "/v1/collections/c", "put", dimensions=5)
+    assert client.get("/v1/collections/c").status_code == 404
+    assert client.put("/v1/collections/c", json={}).status_code == 200
+
+
+def test_any_id_names_its_document_in_a_path(cats):
+    ids = [
+        "a/b",
+        "a/",
+        "a\nb",
+        "\n",
+        "a\r\nb",
+        "../a",
+        "a?b#c",
+        "é",
+        "\0",
+        " ",
+        "count",
+        "猫" * 170,
+    ]
+    documents = [{"id": i, "text": "x"} for i in ids]
+    cats.post("/v1/collections/cats/documents", json={"documents": documents}).raise_for_status()
+    for i in ids:
+        path = f"/v1/collections/cats/documents/{quote(i, safe='')}"
+        assert cats.get(path).json()["id"] == i
+        assert cats.delete(path).status_code == 204, i
+        assert cats.get(path).status_code == 404
+
+
+def test_a_former_code_of_a_language_is_todays_wherever_it_stands(cats):
+    document = {"id": "he-1", "text": "יש לי שני חתולים", "lang": "IW-il"}
+    upserted = cats.post("/v1/collections/cats/documents", json={"documents": [document]}).json()
+    assert upserted["results"][0]["lang"] == "he-IL"
+    for code in ("iw", "he", "he-IL", "iw-IL"):
+        found = search(cats, queries=["cats"], languages=[code])["results"][0]
+        assert [hit["id"] for hit in found] == ["he-1"], code
+    for code in ("iw", "he"):
+        hits = search(cats, queries=["x"], query_language=code, exclude_query_language=True)
+        assert "he-1" not in [hit["id"] for hit in hits["results"][0]], code
+
+
+@pytest.mark.parametrize("step", [".", ".."])
+def test_an_id_with_which_a_client_would_drop_the_collection_is_refused(cats, step):
+    says = refused(
+        cats, 422, "/v1/collections/cats/documents", documents=[{"id": step, "text": "x"}]
+    )
+    assert says.startswith("documents.0.id: expected an id other than '.' and '..'")
+
+
+def test_numbers_in_metadata_are_exact_as_far_as_it_is_promised(client):
+    client.put("/v1/collections/c")
+    for number, kept in [
+        (2**64 - 1, 2**64 - 1),
+        (-(2**63), -(2**63)),
+        (2**64, float(2**64)),
+        (-(2**63) - 1, -float(2**63)),
+        (5e-324, 5e-324),
+    ]:
+        document = {"id": "1", "text": "x", "metadata": {"n": number}}
+        client.post("/v1/collections/c/documents", json={"documents": [document]})
+        found = client.get("/v1/collections/c/documents/1").json()["metadata"]["n"]
+        assert (found, type(found)) == (kept, type(kept))
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["DocumentIn"]
+    assert "-2^63 to 2^64 - 1" in schema["properties"]["metadata"]["description"]
 
 
 @pytest.mark.parametrize("name", ["a b", "x" * 65, "..", "ä", "a.b"])
