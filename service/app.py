@@ -152,6 +152,12 @@ def create_app(
     app.include_router(tei.router(state), responses=documented(*ACCESS_ERRORS, tei=True))
     app.include_router(health.router(state))
     app.include_router(page.router())
+    tei_shortcut = shortcut(
+        TeiEmbedRequest,
+        partial(tei.answer, lambda: state.encoders.default),
+        client_header=settings.client_header,
+        refusal=state.encoders.refusal,
+    )
     border = RequestBorder(
         partial(FastAPI.__call__, app),
         max_body_bytes=settings.max_body_bytes,
@@ -168,12 +174,8 @@ def create_app(
                 client_header=settings.client_header,
                 refusal=state.encoders.refusal,
             ),
-            "/embed": shortcut(
-                TeiEmbedRequest,
-                partial(tei.answer, lambda: state.encoders.default),
-                client_header=settings.client_header,
-                refusal=state.encoders.refusal,
-            ),
+            "/embed": tei_shortcut,
+            "/": tei_shortcut,
         },
     )
     # With HTTP workers it is they whom pages call.

@@ -211,8 +211,10 @@ class Connection(OneWriteProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._stay(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserError as error:
+            self.send_400_response(
+                f"this is no HTTP/1.1 request: {error}".encode("ascii", "replace").decode()
+            )
 
     def _stay(self, rest: bytes) -> None:
         """Go on in HTTP/1.1 with a client that offered to change to another protocol.

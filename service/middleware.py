@@ -27,7 +27,7 @@ from service.engine.claims import current as current_claim
 from service.http_errors import error_response
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
-from service.routes.names import name_of
+from service.routes.names import UNMATCHED, name_of
 from service.security.audit import Act
 from service.security.audit import current as current_act
 from service.security.gate import Gate
@@ -106,6 +106,7 @@ class RequestBorder:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = _as_declared(scope)
         started = time.monotonic()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
@@ -151,6 +152,19 @@ class RequestBorder:
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> None:
         if b"content-length" in headers or b"transfer-encoding" in headers:
+            packed = headers.get(b"content-encoding", b"identity").decode("latin-1")
+            if packed.strip().lower() not in ("identity", ""):
+                await self._refuse(
+                    scope,
+                    receive,
+                    send,
+                    status=415,
+                    message=f"expected a body as it is, found content-encoding {packed[:40]!r}; "
+                    "bodies are not unpacked here",
+                    code="packed_body",
+                    headers={"accept-encoding": "identity"},
+                )
+                return
             body = await self._receive_body(scope, headers, receive, send)
             if body is None:
                 return
@@ -239,6 +253,7 @@ class RequestBorder:
         message: str,
         code: str,
         limit: int | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         response = error_response(
             scope["path"],
@@ -247,9 +262,22 @@ class RequestBorder:
             kind="invalid_request_error",
             code=code,
             limit=limit,
-            headers={"connection": "close"},
+            headers={"connection": "close"} | (headers or {}),
         )
         await response(scope, receive, send)
+
+
+def _as_declared(scope: Scope) -> Scope:
+    """The request as a route is declared that answers it: HEAD is GET, of which the server sends no body,
+    and one slash too many at the end is none. A redirect would name the scheme and host that a proxy speaks
+    to us, and few clients send a body twice."""
+    path, raw = scope["path"], scope.get("raw_path") or b""
+    changes: dict[str, str | bytes] = {}
+    if scope["method"] == "HEAD":
+        changes["method"] = "GET"
+    if path.endswith("/") and raw.endswith(b"/") and name_of(path) == UNMATCHED:
+        changes |= {"path": path[:-1], "raw_path": raw[:-1]}
+    return {**scope, **changes} if changes else scope
 
 
 def _quota_headers() -> list[tuple[bytes, bytes]]:

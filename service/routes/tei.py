@@ -1,15 +1,14 @@
-"""`POST /embed` and `GET /info` to the contract of text-embeddings-inference."""
+"""`POST /embed` (and `/`) and `GET /info` to the contract of text-embeddings-inference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from mexma import __version__
-from mexma.errors import InputError
 from mexma.text import Side
 from service.caller import Caller, caller
 from service.engine.embedder import Embedder
@@ -41,10 +40,9 @@ def router(state: State) -> APIRouter:
     def default() -> Embedder:
         return state.encoders.default
 
-    @routes.post(
-        "/embed",
-        response_model=list[list[float]],
-        responses={
+    declared: dict[str, Any] = {
+        "response_model": list[list[float]],
+        "responses": {
             200: {
                 "description": "One vector per input. Cut inputs are reported in the header "
                 "`x-truncation`. With `Accept: application/x-npy`, a .npy file.",
@@ -52,11 +50,15 @@ def router(state: State) -> APIRouter:
             },
             **documented(*BODY_ERRORS, *INFERENCE_ERRORS, tei=True),
         },
-    )
+    }
+
+    @routes.post("/", include_in_schema=False, **declared)  # as the page there is not
+    @routes.post("/embed", **declared)
     async def embed(
         body: TeiEmbedRequest, request: Request, asks: Annotated[Caller, Depends(caller)]
     ) -> Response:
-        """Embed text or token ids."""
+        """Embed text or token ids. Clients that are given the service's address and no route, such as
+        `huggingface_hub`, find it at `/`, too."""
         return await unless_gone(request, answer(default, body, asks, wants_npy(request)))
 
     @routes.get("/info", response_model=TeiInfo)
@@ -89,10 +91,6 @@ async def answer(
     """The response to a sound request. default: whose vectors it gets. Raises what `Embedder.embed`
     does."""
     embedder = default()
-    if not body.normalize:
-        raise InputError(
-            "normalize: only true is possible, this model's vectors are normalised in its graph"
-        )
     if isinstance(body.inputs[0], str):
         side: Side = "left" if body.truncation_direction.lower() == "left" else "right"
         embedded = await embedder.embed(body.inputs, truncate=body.truncate, side=side, caller=asks)

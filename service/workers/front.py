@@ -97,6 +97,11 @@ class Front:
                 LanguageDetector(), metrics, every=settings.language_sample_every
             )
         self._tracing = start_tracing(settings)
+        tei_shortcut = shortcut(
+            TeiEmbedRequest,
+            partial(tei.answer, lambda: self._embedder),
+            client_header=settings.client_header,
+        )
         border = RequestBorder(
             self._hand_on,
             max_body_bytes=settings.max_body_bytes,
@@ -113,11 +118,8 @@ class Front:
                     client_header=settings.client_header,
                     takes=lambda body: body.model not in elsewhere,
                 ),
-                "/embed": shortcut(
-                    TeiEmbedRequest,
-                    partial(tei.answer, lambda: self._embedder),
-                    client_header=settings.client_header,
-                ),
+                "/embed": tei_shortcut,
+                "/": tei_shortcut,
             },
         )
         self._border = with_cors(border, settings.cors_origins)

@@ -197,8 +197,7 @@ def test_embed_follows_tei(client):
     [
         ({"inputs": ["good", ""]}, "item 1 is an empty string"),
         ({"inputs": "x" * 100, "truncate": False}, "the limit is 64"),
-        ({"inputs": "x", "normalize": False}, "normalize"),
-        ({"inputs": "x", "prompt_name": "query"}, "prompt_name"),
+        ({"inputs": "x", "prompt_name": "query"}, "prompt_name: expected null, found 'query'"),
         ({}, "inputs"),
     ],
 )
@@ -208,6 +207,17 @@ def test_embed_errors_have_teis_shape(client, body, says):
     assert set(response.json()) == {"error", "error_type"}
     assert says in response.json()["error"]
     assert response.json()["error_type"] == "Validation"
+
+
+def test_clients_that_know_only_the_address_find_it_there(client):
+    """huggingface_hub's `InferenceClient(url)` posts to the address it is given, Haystack's sends
+    `normalize` false unless told otherwise."""
+    there = client.post("/", json={"inputs": ["a", "b"], "normalize": False, "truncate": True})
+    assert there.status_code == 200
+    assert there.json() == client.post("/embed", json={"inputs": ["a", "b"]}).json()
+    assert np.allclose(np.linalg.norm(there.json(), axis=1), 1)
+    assert set(client.post("/", json={}).json()) == {"error", "error_type"}
+    assert client.get("/").headers["content-type"].startswith("text/html")
 
 
 def test_info_follows_tei(client):

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import httpx
@@ -249,6 +249,34 @@ def test_a_gigabyte_that_is_declared_is_refused_unread(server):
         client.sendall(HEAD.replace(b"transfer-encoding: chunked", b"content-length: 1073741824"))
         client.sendall(b"\r\n")
         assert b"the body has 1073741824 bytes" in all_of(client)
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        (b"content-length: 2\r\ncontent-length: 3\r\n", b"Content-Length"),
+        (b"content-length: 2\r\ntransfer-encoding: chunked\r\n", b"Content-Length"),
+        (b"content-length: +2\r\n", b"Content-Length"),
+        (b"content-length : 2\r\n", b"header"),
+        (b"bad name: 2\r\n", b"header"),
+        (b"transfer-encoding: xchunked\r\n", b"Transfer-Encoding"),
+        (b"x: \x01\r\n", b"header"),
+    ],
+)
+def test_a_request_that_could_be_read_in_two_ways_is_refused_and_told_why(server, head, says):
+    with closing(connect(server)) as client:
+        client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n{}")
+        answer = all_of(client)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert says in answer.partition(b"\r\n\r\n")[2], answer
+
+
+def test_an_answer_to_head_has_no_body(server):
+    with closing(connect(server)) as client:
+        client.sendall(b"HEAD /info HTTP/1.1\r\nhost: x\r\n\r\nGET /info HTTP/1.0\r\n\r\n")
+        first, _, rest = all_of(client).partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert rest.startswith(b"HTTP/1.1 200 "), "the next answer follows"
 
 
 def test_what_grows_when_it_is_unpacked_is_not_unpacked(server):

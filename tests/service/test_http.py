@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import inspect
 import re
 import threading
@@ -11,9 +12,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import get_args
+from urllib.parse import quote
 
 import pytest
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 
 from service.metrics import Metrics
 from service.middleware import ClientGone, RequestBorder, unless_gone
@@ -51,6 +54,74 @@ def test_a_body_not_declared_as_json_gets_415(client, kind):
     response = post_raw(client, b'{"input": "x"}', kind)
     assert response.status_code == 415
     assert "application/json" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed", "/v1/collections/c/documents"])
+def test_a_packed_body_is_refused_for_what_it_is(client, path):
+    packed = gzip.compress(b'{"input": "x"}')
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = client.post(path, content=packed, headers=headers)
+    assert answer.status_code == 415
+    assert "found content-encoding 'gzip'" in answer.text
+    assert answer.headers["accept-encoding"] == "identity"
+    plain = client.post(
+        "/v1/embeddings", json={"input": "x"}, headers={"content-encoding": "Identity"}
+    )
+    assert plain.status_code == 200
+
+
+def test_what_was_expected_is_said_as_json_calls_it(client):
+    client.put("/v1/collections/c")
+    for path, body, says in [
+        ("search", {"queries": [None]}, "queries.0: expected text, found null"),
+        ("search", {"queries": "x"}, "queries: expected a list, found 'x'"),
+        ("search", {"queries": ["x"], "k": True}, "k: expected a whole number, found true"),
+        ("search", {"queries": ["x"], "k": 1.5}, "k: expected a whole number, found 1.5"),
+        ("search", {"queries": ["x"], "exact": 1}, "exact: expected true or false, found 1"),
+        ("search", {"vectors": [[{}]]}, "vectors.0.0: expected a number, found an object"),
+        ("search", {"queries": ["x"], "filter": []}, "filter: expected an object, found a list"),
+    ]:
+        answer = client.post(f"/v1/collections/c/{path}", json=body)
+        assert answer.status_code == 422
+        assert answer.json()["error"]["message"] == says
+
+
+def many(of: bytes, number: int = 100_000) -> bytes:
+    return b"[" + b",".join([of] * number) + b"]"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/collections/c/search", b'{"queries": %s}' % many(b"1")),
+        ("/v1/collections/c/search", b'{"vectors": %s}' % many(b"1")),
+        ("/v1/collections/c/search", b'{"vectors": [%s]}' % many(b"{}")),
+        ("/v1/collections/c/search", b'{"queries": ["x"], "languages": %s}' % many(b"1")),
+        ("/v1/collections/c/documents", b'{"documents": %s}' % many(b"1")),
+        ("/v1/collections/c/documents/count", b"{%s}" % many(b'"%d":0')[1:-1]),
+        ("/v1/collections/c/documents", b'{"documents": [{%s}]}' % many(b'"%d":0')[1:-1]),
+        ("/v1/embeddings", b"{%s}" % many(b'"%d":0')[1:-1]),
+        ("/v1/models/reload", b"{%s}" % many(b'"%d":0')[1:-1]),
+    ],
+)
+def test_a_body_wrong_in_a_hundred_thousand_places_makes_few_errors(
+    client, monkeypatch, path, body
+):
+    if b"%d" in body:
+        body = body % tuple(range(body.count(b"%d")))
+    client.put("/v1/collections/c")
+    made = []
+    errors = RequestValidationError.errors
+    monkeypatch.setattr(
+        RequestValidationError, "errors", lambda self: made.append(errors(self)) or made[-1]
+    )
+    answer = post_raw_to(client, path, body)
+    assert answer.status_code == 422
+    assert sum(map(len, made)) <= 3
+
+
+def post_raw_to(client, path: str, body: bytes):
+    return client.post(path, content=body, headers={"content-type": "application/json"})
 
 
 def test_an_empty_or_wrong_body_gets_422(client):
@@ -142,21 +213,63 @@ def test_unknown_routes_and_methods_answer_in_our_shape(client):
     missing = client.get("/v1/nothing")
     assert missing.status_code == 404
     assert "GET /v1/nothing" in missing.json()["error"]["message"]
+    assert "among" not in missing.json()["error"]["message"]
+    for asked, there in {
+        "/embeddings": "/v1/embeddings",
+        "/v1/v1/embeddings": "/v1/embeddings",
+        "/v1/embed": "/embed",
+    }.items():
+        message = client.post(asked, json={}).json()["error"]["message"]
+        assert message.endswith(f"/docs lists the routes, {there} among them")
     assert client.get("/v1/embeddings").status_code == 405
     assert client.get("/v1/embeddings").json()["error"]
 
 
 def test_405_names_every_method_that_the_path_has(client):
     for path, methods in {
-        "/v1/collections/c": "DELETE, GET, PUT",
+        "/v1/collections/c": "DELETE, GET, HEAD, PUT",
         "/v1/collections/c/documents": "DELETE, POST",
         "/v1/collections/c/documents/count": "POST",
         "/v1/embeddings": "POST",
-        "/docs": "GET",
+        "/docs": "GET, HEAD",
     }.items():
         answer = client.request("PATCH", path)
         assert answer.status_code == 405
         assert answer.headers.get_list("allow") == [methods]
+
+
+def test_whatever_answers_get_answers_head(client):
+    client.put("/v1/collections/c")
+    for path in (
+        "/",
+        "/docs",
+        "/health",
+        "/health/live",
+        "/info",
+        "/v1/models",
+        "/v1/collections/c",
+    ):
+        assert client.head(path).status_code == 200, path
+    assert client.head("/v1/embeddings").status_code == 405
+    assert client.head("/v1/collections/none").status_code == 404
+
+
+def test_a_slash_too_many_is_none(client):
+    """And no redirect, which would name the scheme and host that a proxy speaks to the service."""
+    assert client.put("/v1/collections/c/", follow_redirects=False).status_code == 200
+    body = {"input": "x"}
+    assert client.post("/v1/embeddings/", json=body, follow_redirects=False).status_code == 200
+    assert client.get("/health/", follow_redirects=False).status_code == 200
+    assert client.get("/v1/models/fake/", follow_redirects=False).status_code == 404
+    documents = [{"id": i, "text": "x"} for i in ("a", "a/", "/", "b/")]
+    client.post("/v1/collections/c/documents", json={"documents": documents})
+    for document in documents:
+        found = client.get(f"/v1/collections/c/documents/{quote(document['id'], safe='/')}")
+        assert found.json()["id"] == document["id"]
+    # Without an id it is a document that there is not, and never all of them.
+    assert client.delete("/v1/collections/c/documents/").status_code == 404
+    counted = client.get("/metrics").text
+    assert 'route="/v1/embeddings",status="200"' in counted
 
 
 def test_a_number_without_a_fraction_is_an_integer(client):
@@ -331,6 +444,8 @@ LONG_WAY = "application/json; charset=UTF-8"  # as sound, and not among those of
         ("/embed", {"inputs": ""}, {}),
         ("/embed", {"inputs": "x"}, {"x-lane": "fast"}),
         ("/embed", {"inputs": "Q"}, {}),
+        ("/", {"inputs": "Hello"}, {}),
+        ("/", {"inputs": ""}, {}),
     ],
 )
 def test_the_shortcut_and_the_long_way_answer_alike(make_client, path, body, headers):

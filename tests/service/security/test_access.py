@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from service.routes.names import FILLED, FIXED, UNMATCHED, name_of
@@ -100,6 +102,19 @@ def test_what_is_not_in_the_table_is_for_administrators(method, path):
     assert role_for(method, path) == "admin"
 
 
+def test_what_answers_at_the_address_itself_needs_a_readers_key(guarded):
+    assert guarded.ask("POST", "/", json={"inputs": "x"}).status_code == 401
+    assert guarded.ask("POST", "/", "metrics", json={"inputs": "x"}).status_code == 403
+    assert guarded.ask("POST", "/", "read", json={"inputs": "x"}).status_code == 200
+    assert guarded.ask("GET", "/").status_code == 200
+
+
+def test_a_writers_key_deletes_a_document_whatever_its_id(guarded):
+    path = "/v1/collections/c/documents/a%0Ab"
+    assert guarded.ask("DELETE", path, "write").status_code == 404
+    assert guarded.ask("DELETE", path, "read").status_code == 403
+
+
 def test_rules_name_roles_that_there_are():
     assert {role for _, _, role in RULES} <= {None, *ROLES}
 
@@ -120,7 +135,7 @@ def test_every_route_has_its_name_also_for_who_is_refused(guarded):
     counted = set()
     for path, methods in paths.items():
         name = name_of(filled(path))
-        assert name.replace(":path}", "}") == path
+        assert bare(name) == path
         if name in ("/health", "/health/live", "/health/ready"):
             continue
         for method in methods:
@@ -129,11 +144,16 @@ def test_every_route_has_its_name_also_for_who_is_refused(guarded):
     shown = guarded.ask("GET", "/metrics", "metrics").text
     assert [c for c in counted if f"mexma_http_requests_total{c}" not in shown] == []
     assert 'route="unmatched"' not in shown
-    declared = {name.replace(":path}", "}") for name in (*FIXED, *FILLED)}
+    declared = {bare(name) for name in (*FIXED, *FILLED)}
     assert declared - set(paths) == {"/", "/docs", "/openapi.json"}
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1/collections/", "/v1/collections/c/x", "/embed/"])
+def bare(name: str) -> str:
+    """A route without the kinds of its parameters."""
+    return re.sub(r":\w+}", "}", name)
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v1/collections/c/x", "/embeds"])
 def test_what_a_caller_made_up_is_no_name(guarded, path):
     assert name_of(path) == UNMATCHED
     assert guarded.ask("GET", path, "admin", follow_redirects=False).status_code in (404, 405, 307)
@@ -164,6 +184,8 @@ def test_pages_of_other_origins_can_neither_change_nor_read(make_client, origin)
     preflight = client.options(
         "/v1/embeddings", headers=headers | {"access-control-request-method": "POST"}
     )
+    assert preflight.status_code == 403
+    assert "MEXMA_CORS_ORIGINS" in preflight.json()["error"]["message"]
     for answer in (read, preflight):
         assert not [name for name in answer.headers if name.startswith("access-control")]
     assert client.get("/v1/collections/c").status_code == 200
