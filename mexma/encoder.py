@@ -42,6 +42,11 @@ class Encoder(Protocol):
         """Whether a batch costs `n * longest` tokens, and not only those that it has."""
         ...
 
+    @property
+    def streams(self) -> int:
+        """On how many threads `run` may be called at once so that the cores are used best."""
+        ...
+
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Vectors float32 `[n, dim]` of `n >= 1` token sequences, as one batch."""
         ...
@@ -102,6 +107,10 @@ class OnnxEncoder:
     @property
     def pads(self) -> bool:
         return self.session.pads
+
+    @property
+    def streams(self) -> int:
+        return self.session.streams
 
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         return self.session.run(TokenBatch.pad(sequences, self.manifest.pad_id))

@@ -99,6 +99,12 @@ class Session:
         """Whether a batch costs its rectangle, `n * longest` tokens, and not only its tokens."""
         return self._native is None
 
+    @property
+    def streams(self) -> int:
+        """Calls at once that use the cores best. Our own engine shares its threads between two, and
+        a thread that has done its part of one goes on with the other; ONNX Runtime's would compete."""
+        return 2 if self._native is not None and self.threads > 1 else 1
+
     def run(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Sentence vectors float32 `[n, dim]` of a batch. Raises EngineError."""
         if self._onnx is not None:

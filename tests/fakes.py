@@ -54,6 +54,7 @@ class FakeEncoder:
         self.tokenizer = TextTokenizer(byte_tokenizer_json(), max_tokens=max_tokens)
         self.engine = "fake"
         self.pads = True
+        self.streams = 1
         self.broken = False
         self.poison: int | None = None
         self.not_finite: int | None = None

@@ -119,7 +119,8 @@ void Barrier::wait() {
 }
 
 Engine::Engine(const Shape& shape, const Kernel& kernel, int threads, int piece_tokens)
-    : shape_(shape), kernel_(kernel), piece_tokens_(piece_tokens), layers_(shape.layers), threads_(threads), barrier_(threads), rooms_(threads) {
+    : shape_(shape), kernel_(kernel), piece_tokens_(piece_tokens), layers_(shape.layers), all_(threads) {
+  for (int i = 0; threads > 1 && i < 2; i++) halves_.push_back(std::make_unique<Crew>(threads / 2));
   model_.hidden = shape.hidden;
   model_.padded_hidden = int(round_up(shape.hidden, BLOCK));
   model_.heads = shape.heads;
@@ -205,8 +206,10 @@ void Engine::make_room(Room& room, int tokens, int longest, int team) {
 // What one call hands to the threads.
 struct Engine::Call {
   Engine* engine;
+  Crew* crew;  // whose threads
   const int64_t* ids;
   const int32_t* starts;  // [sequences + 1]
+  int sequences;
   std::vector<int> pieces;  // first sequence of each, and the number of all
   float* vectors;
   float* states;
@@ -268,8 +271,23 @@ void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, floa
       throw std::out_of_range("token id " + std::to_string(ids[t]) + " at position " + std::to_string(t) + " is none of this model's " + std::to_string(model_.table.rows));
   if (!sequences) return;
 
-  Call call{this, ids, starts.data(), {}, vectors, states, false};
-  const int threads = threads_.size();
+  Call call{this, nullptr, ids, starts.data(), sequences, {}, vectors, states, false};
+  struct Presence {
+    std::atomic<int>& running;
+    const bool alone = running.fetch_add(1) == 0;
+    ~Presence() { running.fetch_sub(1); }
+  } presence{running_};
+  if (!presence.alone)
+    for (auto& half : halves_)
+      if (std::unique_lock<std::mutex> turn(half->turn, std::try_to_lock); turn) return run_on(*half, call, longest);
+  std::lock_guard<std::mutex> turn(all_.turn);
+  run_on(all_, call, longest);
+}
+
+void Engine::run_on(Crew& crew, Call& call, int longest) {
+  const int32_t* starts = call.starts;
+  const int sequences = call.sequences, tokens = starts[sequences], threads = crew.pool.size();
+  call.crew = &crew;
   int count = (tokens + piece_tokens_ - 1) / piece_tokens_;
   count = (count + threads - 1) / threads * threads;
   call.together = threads > 1 && (tokens < TOGETHER_TOKENS || sequences < threads);
@@ -278,25 +296,25 @@ void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, floa
   call.pieces.push_back(0);
   for (int p = 1; p < count; p++) {
     const int32_t wanted = int32_t(int64_t(tokens) * p / count);
-    int s = int(std::lower_bound(starts.begin(), starts.end(), wanted) - starts.begin());
+    int s = int(std::lower_bound(starts, starts + sequences + 1, wanted) - starts);
     if (s > 0 && wanted - starts[s - 1] < starts[s] - wanted) s--;
     if (s > call.pieces.back() && s < sequences) call.pieces.push_back(s);
   }
   call.pieces.push_back(sequences);
 
-  std::lock_guard<std::mutex> lock(turn_);
   int most = 0;
   for (size_t p = 0; p + 1 < call.pieces.size(); p++)
     most = std::max(most, starts[call.pieces[p + 1]] - starts[call.pieces[p]]);
   if (call.together) {
-    make_room(rooms_[0], most, longest, threads);
+    make_room(crew.rooms[0], most, longest, threads);
   } else {
     // Of every thread, though pieces may be fewer: whichever threads are first take them.
-    for (Room& room : rooms_) make_room(room, most, longest, 1);
+    for (Room& room : crew.rooms) make_room(room, most, longest, 1);
   }
   const auto task = [](int rank, void* context) {
     auto& c = *static_cast<Call*>(context);
     Engine& e = *c.engine;
+    Crew& crew = *c.crew;
     const int pieces = int(c.pieces.size()) - 1;
     std::vector<int32_t> own;
     for (int i = 0;; i++) {
@@ -306,13 +324,13 @@ void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, floa
       own.resize(end - first + 1);
       for (int s = first; s <= end; s++) own[s - first] = c.starts[s] - c.starts[first];
       const Piece piece{c.ids + c.starts[first], own.data(), end - first, own.back()};
-      Room& room = e.rooms_[c.together ? 0 : rank];
+      Room& room = crew.rooms[c.together ? 0 : rank];
       Team team;
-      if (c.together) team = Team{rank, e.threads_.size(), Barrier::wait, &e.barrier_};
+      if (c.together) team = Team{rank, crew.pool.size(), Barrier::wait, &crew.barrier};
       e.kernel_.forward(e.model_, room.workspace, piece, team);
       if (c.together) {
         e.pool(c, first, piece, room.workspace, piece.sequences * rank / team.size, piece.sequences * (rank + 1) / team.size);
-        if (p + 1 < pieces) e.barrier_.wait();
+        if (p + 1 < pieces) crew.barrier.wait();
       } else {
         e.pool(c, first, piece, room.workspace, 0, piece.sequences);
       }
@@ -321,7 +339,7 @@ void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, floa
   if (!call.together && call.pieces.size() == 2)
     task(0, &call);
   else
-    threads_.run(task, &call);
+    crew.pool.run(task, &call);
 }
 
 }  // namespace mexma

@@ -86,7 +86,8 @@ class Engine {
   void set_matrix(int layer, int which, const float* values, int k, int n, const float* bias);
 
   // Vectors [sequences, dim] of sequences whose ids stand one after the other, and, unless null, the
-  // last layer's states [tokens, hidden]. May be called from several threads; they take turns.
+  // last layer's states [tokens, hidden]. May be called from several threads: a call that is alone has
+  // all threads, each of two half of them, so that neither waits for the other's last piece; more take turns.
   void run(const int64_t* ids, const int32_t* lengths, int sequences, float* vectors, float* states);
 
   const Shape& shape() const { return shape_; }
@@ -99,9 +100,17 @@ class Engine {
     Workspace workspace;
     std::vector<char*> scratches;
   };
+  // Threads that run one call at a time, and their memory.
+  struct Crew {
+    explicit Crew(int threads) : pool(threads), barrier(threads), rooms(threads) {}
+    std::mutex turn;
+    Pool pool;
+    Barrier barrier;
+    std::vector<Room> rooms;
+  };
   struct Call;
   void make_room(Room& room, int tokens, int longest, int team);
-  void run_piece(const Piece& piece, Room& room, const Team& team);
+  void run_on(Crew& crew, Call& call, int longest);
   void pool(const Call& call, int first, const Piece& piece, const Workspace& w, int from, int to);
 
   const Shape shape_;
@@ -111,10 +120,9 @@ class Engine {
   std::vector<Layer> layers_;
   std::vector<Memory> weights_;
   Memory matrices_, head_, head_bias_;
-  std::mutex turn_;
-  Pool threads_;
-  Barrier barrier_;
-  std::vector<Room> rooms_;
+  std::atomic<int> running_{0};  // calls
+  Crew all_;
+  std::vector<std::unique_ptr<Crew>> halves_;  // none where there is one thread
 };
 
 const std::vector<const Kernel*>& kernels();     // all that were compiled, best first

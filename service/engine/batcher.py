@@ -35,15 +35,18 @@ from service.engine.admission import Admission, Asked
 from service.engine.cache import VectorCache
 from service.engine.cost import BatchCost, Pace
 from service.engine.lanes import Entry, Lane, Lanes, entries_by_receiver
-from service.priority import lower
+from service.engine.streams import Outcome, Run, Streams
 
 log = logging.getLogger(__name__)
-Run = Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]
 
 # While a light interactive client is about, others' batches take at most this many times as long as
 # its own would alone: it waits for one, and is computed beside half of another. At 1.3 its time at most
 # doubles, and a heavy client keeps two fifths of its pace (`tests/service/engine/test_fairness.py`).
 PATIENCE = 1.3
+
+
+# Beside a batch that runs, another of fewer tokens is not begun: each reads all weights.
+WORTH_TOKENS = 256
 
 
 class BatchObserver(Protocol):
@@ -82,17 +85,6 @@ class Job:
     last_batch: object = None
 
 
-@dataclass(slots=True)
-class _Outcome:
-    """What became of a batch: vectors `[n, dim]`, or why there are none."""
-
-    batch: list[Entry]
-    started: float
-    seconds: float
-    vectors: NDArray[np.float32] | None = None
-    error: Exception | None = None
-
-
 class Batcher:
     """The queue in front of one engine."""
 
@@ -105,14 +97,14 @@ class Batcher:
         max_queue_tokens: int,
         max_wait_s: float = math.inf,
         pads: bool = True,
+        streams: int = 1,
         observer: BatchObserver | None = None,
         cache: VectorCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """run: sequences (each int64 `[length]`) to vectors float32 `[n, dim]`, blocking. pads:
-        whether it computes each of a batch as long as the longest. max_wait_s: that an interactive
-        job may be about to wait."""
-        self._run = run
+        """run: sequences (each int64 `[length]`) to vectors float32 `[n, dim]`, blocking; on `streams`
+        threads at once. pads: whether it computes each of a batch as long as the longest. max_wait_s:
+        that an interactive job may be about to wait."""
         self._pads = pads
         self._observer = observer
         self._cache = cache
@@ -123,10 +115,14 @@ class Batcher:
         self._arrived = threading.Condition()  # guards the lanes
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._worker: threading.Thread | None = None
-        self._running_since: float | None = None
-        self._owed: list[Entry] = []  # what the engine's thread has taken and not reported
-        self._generation = 0  # of the engine's thread; older ones have been given up
+        self._streams = Streams(
+            run,
+            count=streams,
+            take=self._take,
+            report=self._report,
+            changed=self._arrived,
+            clock=lambda: self._clock(),  # noqa: PLW0108 - a test may set the clock
+        )
         self._alone_tokens = 32.0  # of an interactive request, on average
         self.cost = BatchCost()
         self._admission = Admission(
@@ -157,8 +153,8 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Is there a thread that takes batches?"""
-        return self._worker is not None and self._worker.is_alive()
+        """Does every batch find a thread?"""
+        return self._streams.alive
 
     @property
     def bulk_batch_tokens(self) -> int:
@@ -171,33 +167,21 @@ class Batcher:
             self._lanes.bulk_batch_tokens = tokens
 
     def running_s(self) -> float:
-        """How long the batch now on the engine has been running; 0 if none is."""
-        since = self._running_since
-        return 0.0 if since is None else self._clock() - since
+        """How long the batch that began first of those on the engine has been running; 0 if none is."""
+        return self._streams.running_s()
 
     def start(self) -> None:
         """Begin taking batches, for callers on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._spawn()
+        self._streams.start()
 
-    def _spawn(self) -> None:
-        self._worker = threading.Thread(
-            target=self._work, args=(self._generation,), name="engine", daemon=True
-        )
-        self._worker.start()
+    def restart(self, longer_than_s: float = 0.0) -> None:
+        """Give up what has been running for longer, which hangs, and go on with other threads.
 
-    def restart(self) -> None:
-        """Give up what is running, which hangs, and go on with a thread of its own.
-
-        Its callers get an EngineError; what waits is run. The hanging thread ends when the
-        engine returns, and what it brings is dropped.
+        Its callers get an EngineError; what waits is run. A hanging thread ends when the engine
+        returns, and what it brings is dropped.
         """
-        with self._arrived:
-            self._generation += 1
-            given_up, self._owed = self._owed, []
-            self._running_since = None
-            self._arrived.notify_all()
-        self._spawn()
+        given_up = self._streams.give_up(longer_than_s)
         self._fail(given_up, EngineError("the engine hung on this batch and was started anew"))
 
     async def stop(self) -> None:
@@ -205,10 +189,9 @@ class Batcher:
         with self._arrived:
             self._stopping = True
             entries = self._lanes.clear()
-            self._arrived.notify()
+            self._streams.stop()
         self._fail(entries, EngineError("the service is shutting down"))
-        if self._worker is not None:  # an engine that hangs must not keep the process
-            await asyncio.to_thread(self._worker.join, 1)
+        await asyncio.to_thread(self._streams.join, 1)
 
     async def submit(
         self,
@@ -269,7 +252,7 @@ class Batcher:
                 )
                 job.entries.append(entry)
                 joined += len(entry.receivers) > 1
-            if wanted:
+            if wanted and self._wakes(tokens, now):
                 self._arrived.notify()
         if lane == "interactive" and tokens:
             self._alone_tokens += 0.05 * (tokens - self._alone_tokens)
@@ -319,36 +302,17 @@ class Batcher:
         if self._observer:
             self._observer.returned(accepted=accepted)
 
-    # The engine's thread
+    # The engine's threads
 
-    def _work(self, generation: int) -> None:
-        lower()
-        while (batch := self._next_batch(generation)) is not None:
-            if not batch:
-                continue
-            outcome = self._attempt(batch, batch, generation)
-            if outcome is None:
-                return
-            self._report(outcome)
-            if outcome.error is not None and len(batch) > 1:
-                # find the guilty by running each sequence alone
-                for i, entry in enumerate(batch):
-                    if entry.receivers and not self._stopping:
-                        alone = self._attempt([entry], batch[i:], generation)
-                        if alone is None:
-                            return
-                        self._report(alone)
-
-    def _next_batch(self, generation: int) -> list[Entry] | None:
-        """Wait for work; None when the batcher stops or this thread has been given up, empty when
-        all of it was too late."""
-        with self._arrived:
-            while not self._lanes.items and not self._stopping and generation == self._generation:
-                self._arrived.wait()
-            if self._stopping or generation != self._generation:
-                return None
-            now = self._clock()
-            batch = self._lanes.take(now, quantum=self._quantum())
+    def _take(self, beside: int) -> list[Entry] | None:
+        """What to run next beside so many tokens, empty when all of it was too late; None for nothing."""
+        now = self._clock()
+        if not self._worth_taking(now, beside=beside > 0):
+            return None
+        most = math.inf
+        if self._streams.count > 1:  # an even share for each, so that none has nothing to do
+            most = max(WORTH_TOKENS, (self._lanes.tokens + beside) / self._streams.count)
+        batch = self._lanes.take(now, quantum=self._quantum(), most=most)
         late = [
             entry
             for entry in batch
@@ -356,42 +320,37 @@ class Batcher:
         ]
         if late:
             self._on_loop(self._expire, late)
+        if self._streams.free and self._worth_taking(now, beside=True):
+            self._arrived.notify()
         return [entry for entry in batch if entry not in late] if late else batch
+
+    def _worth_taking(self, now: float, *, beside: bool) -> bool:
+        """Whether to run what waits, while others run or not."""
+        if not beside:
+            return self._lanes.items > 0
+        return self._lanes.tokens >= WORTH_TOKENS and not self._lanes.gives_way(
+            now, self._quantum()
+        )
+
+    def _wakes(self, tokens: int, now: float) -> bool:
+        """Whether the last `tokens` that came are what a thread has waited for."""
+        if not self._streams.free:
+            return False
+        if not self._streams.running:
+            return True
+        few = self._lanes.tokens - tokens < WORTH_TOKENS  # else whoever took a batch has looked
+        return few and self._worth_taking(now, beside=True)
 
     def _quantum(self) -> float:
         """Tokens of a batch that takes PATIENCE times as long as an interactive request alone."""
         return self.cost.tokens_within(PATIENCE * self.cost.seconds(self._alone_tokens))
 
-    def _attempt(self, batch: list[Entry], owed: list[Entry], generation: int) -> _Outcome | None:
-        """Run `batch`; None when this thread has been given up meanwhile. owed: the entries that
-        somebody waits for until this thread has reported on them."""
-        started = self._clock()
-        with self._arrived:
-            if generation != self._generation:
-                return None
-            self._running_since, self._owed = started, owed
-        outcome = self._outcome(batch, started)
-        with self._arrived:
-            if generation != self._generation:
-                return None
-            self._running_since, self._owed = None, []
-        return outcome
-
-    def _outcome(self, batch: list[Entry], started: float) -> _Outcome:
-        try:
-            vectors = self._run([entry.ids for entry in batch])
-            seconds = self._clock() - started
-            if vectors.ndim != 2 or len(vectors) != len(batch):
-                raise EngineError(f"expected {len(batch)} vectors, got shape {vectors.shape}")
-            return _Outcome(batch, started, seconds, vectors)
-        except Exception as error:  # noqa: BLE001 - whatever the engine raises, the next batch runs
-            return _Outcome(batch, started, self._clock() - started, error=error)
-
-    def _report(self, outcome: _Outcome) -> None:
+    def _report(self, outcome: Outcome) -> None:
         if outcome.vectors is not None:
-            self.cost.observe(self._computed(outcome.batch), outcome.seconds)
-            if self._lanes.items:
-                self.pace.observe(sum(map(len, outcome.batch)), outcome.seconds)
+            with self._arrived:
+                self.cost.observe(self._computed(outcome.batch), outcome.engine_s)
+                if self._lanes.items:
+                    self.pace.observe(sum(map(len, outcome.batch)), outcome.engine_s)
         self._on_loop(self._settle_batch, outcome)
 
     def _computed(self, batch: list[Entry]) -> int:
@@ -406,7 +365,7 @@ class Batcher:
 
     # Back on the event loop
 
-    def _settle_batch(self, outcome: _Outcome) -> None:
+    def _settle_batch(self, outcome: Outcome) -> None:
         if outcome.vectors is not None:
             self._settle_vectors(outcome, outcome.vectors)
             return
@@ -421,7 +380,7 @@ class Batcher:
             error = EngineError(f"inference failed: {type(error).__name__}")
         self._fail(outcome.batch, error)
 
-    def _settle_vectors(self, outcome: _Outcome, vectors: NDArray[np.float32]) -> None:
+    def _settle_vectors(self, outcome: Outcome, vectors: NDArray[np.float32]) -> None:
         batch = outcome.batch
         self.last_failure = None
         if self._observer:
@@ -448,7 +407,7 @@ class Batcher:
                 self._time(job, outcome)
             self._deliver(job, index, vectors[position])
 
-    def _time(self, job: Job, outcome: _Outcome) -> None:
+    def _time(self, job: Job, outcome: Outcome) -> None:
         if job.last_batch is outcome:
             return
         job.last_batch = outcome

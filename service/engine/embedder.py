@@ -92,6 +92,7 @@ class Embedder:
             max_queue_tokens=settings.max_queue_tokens,
             max_wait_s=settings.interactive_wait_s,
             pads=encoder.pads,
+            streams=encoder.streams,
             observer=metrics,
             cache=VectorCache(settings.cache_mb << 20, fingerprint=encoder.fingerprint),
         )

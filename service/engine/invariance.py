@@ -8,6 +8,7 @@ the tests hold ours to `BOUND`, and this watches that it stays so with the texts
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -35,14 +36,17 @@ class InvarianceCheck:
         self._report = report
         self._batches = 0
         self._found: deque[float] = deque(maxlen=KEPT)
+        self._lock = threading.Lock()  # `run` is called on several threads
 
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Vectors, float32 `[n, dim]`, of int64 `[length]` each. Raises what the encoder raises."""
         vectors = self._run(sequences)
         if self._every and len(sequences) > 1:
-            self._batches += 1
-            if self._batches % self._every == 0:
-                at = self._batches // self._every % len(sequences)
+            with self._lock:
+                self._batches += 1
+                batches = self._batches
+            if batches % self._every == 0:
+                at = batches // self._every % len(sequences)
                 self._look(sequences[at], vectors[at])
         return vectors
 
@@ -56,10 +60,12 @@ class InvarianceCheck:
         cosine = float(alone @ together) / lengths if lengths else 0.0
         if not np.isfinite(cosine):
             return  # the batch's caller is told
-        self._found.append(min(cosine, 1.0))
+        with self._lock:
+            self._found.append(min(cosine, 1.0))
+            least = min(self._found)
         if cosine < BOUND:
             log.warning(
                 "a text's vector in a batch has cosine %.6f to its vector alone; the bound is %s",
                 cosine, BOUND,
             )  # fmt: skip
-        self._report(min(self._found))
+        self._report(least)

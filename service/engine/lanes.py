@@ -180,11 +180,21 @@ class Lanes:
             self._dequeue(entry)
             del self._entries[entry.key]
 
-    def take(self, now: float, *, quantum: float) -> list[Entry]:
+    def gives_way(self, now: float, quantum: float) -> bool:
+        """Whether what waits gives way to a light interactive client that is about."""
+        if not self._light_about(now, quantum):
+            return False
+        heavy = (
+            flow.waiting and not self._is_light(flow, now, quantum)
+            for flow in self._queues["interactive"].flows.values()
+        )
+        return self._queues["bulk"].items > 0 or any(heavy)
+
+    def take(self, now: float, *, quantum: float, most: float = inf) -> list[Entry]:
         """The sequences to run next, or none when nothing waits.
 
-        quantum: tokens of a batch that does not keep a light interactive client waiting. The
-        entries stay joinable by `add` until `finish`.
+        quantum: tokens of a batch that does not keep a light interactive client waiting. most: tokens
+        of any batch. The entries stay joinable by `add` until `finish`.
         """
         lane = self._next_lane(quantum)
         if lane is None:
@@ -210,7 +220,7 @@ class Lanes:
         chosen = take_batch(
             [len(c.ids) for c in candidates],
             candidates.index(head),
-            max_tokens=int(budget),
+            max_tokens=int(min(budget, most)),
             max_items=items,
             pads=self._pads,
         )

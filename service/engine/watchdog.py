@@ -153,7 +153,7 @@ class Watchdog:
                 await asyncio.to_thread(lowered, renew)
             except MexmaError as error:
                 log.error("the model cannot be loaded again, the old session goes on: %s", error)
-        self._embedder.batcher.restart()
+        self._embedder.batcher.restart(self._stuck_s if reason == "engine_stuck" else 0.0)
 
 
 class Watchdogs:

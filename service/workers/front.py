@@ -55,6 +55,7 @@ class TokenizingEncoder:
 
     engine = "in another process"
     pads = True
+    streams = 1
 
     def __init__(self, manifest: Manifest, tokenizer: TextTokenizer):
         self.manifest = manifest

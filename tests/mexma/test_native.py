@@ -286,9 +286,11 @@ def test_shapes_that_do_not_fit():
         engine(random_weights(), "abacus")
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_several_callers_at_once(kernel):
-    encoder = engine(random_weights(), kernel)
+def test_several_callers_at_once(kernel, threads):
+    """One that is alone has all threads, two have half of them each, others wait."""
+    encoder = engine(random_weights(), kernel, threads=threads)
     batches = [[sequence(n, caller) for n in (5, 30, 64, 17)] * 4 for caller in range(6)]
     expected = [run(encoder, batch) for batch in batches]
     wrong: list[int] = []

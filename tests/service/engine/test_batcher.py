@@ -520,7 +520,7 @@ def test_what_ran_alone_says_nothing_of_the_pace():
         return FakeEncoder.run(encoder, sequences)
 
     async def scenario(batcher: Batcher) -> None:
-        batcher._run = slow
+        batcher._streams.run = slow
         batcher._clock = lambda: now
         for fill in range(5, 15):
             await batcher.submit([ids(2, fill)])  # two tokens a second, alone

@@ -113,7 +113,7 @@ def test_all_of_a_batch_that_is_run_one_by_one_get_an_answer_when_one_of_them_ha
                 hold.wait(30)
             return run(sequences)
 
-        embedder.batcher._run = hang_alone
+        embedder.batcher._streams.run = hang_alone
         asked = asyncio.create_task(embedder.embed(["aa", "Qa", "bb", "cc"], partial=True))
         while embedder.batcher.running_s() <= 0.05:
             await asyncio.sleep(0.01)
