@@ -175,7 +175,9 @@ def main() -> None:
         finally:
             server.process.terminate()
             ended = server.process.wait(60)
+        said = [line for line in server.log.read_text().splitlines() if "dropped" in line]
     assert ready == 200 and ended == 0, (ready, ended)
+    print("of connections the server says:", *(said or ["nothing"]), sep="\n")
     odd = ~np.isin(answers["status"], (200, 503))
     kinds, counts = np.unique(answers["status"][odd], return_counts=True)
     print(
