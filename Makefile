@@ -9,7 +9,7 @@ ifdef PORT
 export MEXMA_PORT := $(PORT)
 endif
 
-.PHONY: help serve dev test lint fuzz bench docs browser compiler tools sbom audit image clean
+.PHONY: help serve dev test lint fuzz sanitize bench docs browser compiler tools sbom audit image clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ lint: $(VENV)/.dev ## ruff, mypy, the floors between rooms
 
 fuzz: $(VENV)/.dev ## feed every reader of bytes from outside for MINUTES (30)
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),30)
+
+sanitize: compiler $(VENV)/.dev ## attack the native engine in sanitizers' builds for SECONDS (60)
+	$(BIN)/python -m tests.sanitize --seconds $(or $(SECONDS),60)
 
 bench: $(VENV)/.dev ## what of the engine reaches the clients
 	$(BIN)/python -m benchmarks.served

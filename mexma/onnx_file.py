@@ -75,7 +75,7 @@ def read_graph(path: Path) -> Graph:
         weights = dict(
             _weight(part, path.parent) for number, _, part in _fields(graph) if number == 5
         )
-    except (StopIteration, IndexError, ValueError, KeyError, TypeError) as error:
+    except (StopIteration, LookupError, ValueError, TypeError, ArithmeticError, OSError) as error:
         raise ArtifactError(f"{path}: not an ONNX file that can be read here: {error!r}") from error
     return Graph(operators, weights)
 
@@ -116,6 +116,8 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
         shift += 7
+        if shift == 70:
+            raise ValueError("a number of more than 64 bits")
 
 
 def _text(part: memoryview) -> str:

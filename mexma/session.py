@@ -87,7 +87,7 @@ class Session:
                 mean_pooling=manifest.pooling == "mean",
                 normalise=manifest.architecture["normalise"],
             )
-        except (DeviceUnavailable, UnknownGraph, ValueError, KeyError) as error:
+        except (DeviceUnavailable, UnknownGraph, ValueError, KeyError, RuntimeError) as error:
             if engine != "auto":
                 raise DeviceUnavailable(f"engine {engine} cannot be used: {error}") from error
             self.reason = str(error)

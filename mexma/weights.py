@@ -108,7 +108,7 @@ def read_weights(artifact: Artifact) -> EncoderWeights:
     reader = _Reader(artifact, read_graph(artifact.model))
     try:
         return reader.encoder()
-    except (KeyError, IndexError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError, StopIteration) as error:
         raise UnknownGraph(f"{artifact.model}: not a graph of this version's: {error!r}") from error
 
 
@@ -136,7 +136,7 @@ class _Reader:
         self._same(cut.inputs[0], "encoder.embeddings.positions.weight", "what is cut")
         start = self.graph.weights[cut.inputs[1]].array().tolist()
         self._same(start, [first], "first row of the position table")
-        return EncoderWeights(
+        weights = EncoderWeights(
             table=self._table(hidden),
             positions=positions + self._array("encoder.embeddings.segment"),
             embedding_norm=self._norm(embedding),
@@ -145,11 +145,39 @@ class _Reader:
             heads=shape["heads"],
             norm_eps=norm_eps,
         )
+        self._fit(weights, hidden)
+        return weights
+
+    def _fit(self, weights: EncoderWeights, hidden: int) -> None:
+        """That all shapes are those of one encoder, and the manifest's."""
+        places, dim = self.manifest.max_tokens, self.manifest.dim
+        if len(weights.positions) < places:
+            raise UnknownGraph(
+                f"{self.where}: the manifest has {places} positions, the table {len(weights.positions)}"
+            )
+        wide = weights.layers[0].widen.matrix.shape[-1]
+        norms, linears = [weights.embedding_norm], []
+        for layer in weights.layers:
+            norms += [layer.attention_norm, layer.output_norm]
+            square = (layer.query, layer.key, layer.value, layer.attention_out)
+            linears += [(linear, (hidden, hidden)) for linear in square]
+            linears += [(layer.widen, (hidden, wide)), (layer.narrow, (wide, hidden))]
+        if weights.head is None:
+            self._same(dim, hidden, "the manifest's dim without a head")
+        else:
+            linears.append((weights.head, (hidden, dim)))
+        for linear, shape in linears:
+            self._same(linear.matrix.shape, shape, "a matrix's shape")
+            self._same(linear.bias.shape, shape[1:], "a bias's shape")
+        for norm in norms:
+            for values in (norm.weight, norm.bias):
+                self._same(values.shape, (hidden,), "shape of a normalisation")
 
     def _work(self, shape: dict[str, Any]) -> list[Operator]:
         """The operators from the embeddings' normalisation on, checked to be the expected ones."""
         operators = [o for o in self.graph.operators if o.kind not in ASIDE]
         kinds = [o.kind for o in operators]
+        self._same(kinds.count("MultiHeadAttention"), shape["layers"], "layers")
         start = kinds.index("LayerNormalization")
         lookup = kinds[:start]
         gathers = [kind for kind in lookup if kind != "Add"]
@@ -235,9 +263,15 @@ class _Reader:
         rows = stored.shape[0]
         if lookup.kind == "Gather":
             self._same(stored.shape, (rows, hidden), "the token table's shape")
+            self._same(
+                (stored.stored.size, stored.stored.dtype),
+                (rows * hidden, np.float32),
+                "the token table's values",
+            )
             return Table(stored.stored, None, 32, rows)
         bits = int(lookup.numbers["bits"])
         self._same(stored.shape, (rows, hidden * bits // 8), "the token table's shape")
+        self._same(stored.stored.nbytes, rows * hidden * bits // 8, "bytes of the token table")
         self._same(lookup.numbers["block_size"], BLOCK, "codes that share a scale")
         cast = self.made_by[lookup.inputs[2]]
         return Table(stored.stored, self.graph.weights[cast.inputs[0]].stored, bits, rows)

@@ -78,11 +78,17 @@ class NativeEncoder:
         normalise: bool,
         piece_tokens: int = PIECE_TOKENS,
     ):
-        """Pack `weights` for `kernel`. Raises ValueError where the kernel cannot run here or the
-        hidden size is not a multiple of 32."""
+        """Pack `weights` for `kernel`. Raises ValueError where the kernel cannot run here, the hidden
+        size is not a multiple of 32, or weights are not of each other's shapes; RuntimeError where
+        the system gives no more threads."""
         hidden = weights.positions.shape[1]
         if hidden % BLOCK:
             raise ValueError(f"the native engine needs a hidden size in 32s, found {hidden}")
+        if weights.heads < 1 or hidden % weights.heads or not weights.layers:
+            raise ValueError(
+                f"the native engine needs layers and heads that divide the hidden size {hidden}, "
+                f"found {len(weights.layers)} layers of {weights.heads} heads"
+            )
         head_size = hidden // weights.heads
         intermediate = len(weights.layers[0].narrow.matrix)
         dim = len(weights.head.bias) if weights.head else hidden

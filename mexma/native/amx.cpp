@@ -20,6 +20,23 @@ constexpr size_t ROW_BYTES = 64;
 // The compiler does not know that tile loads read memory.
 inline void fence() { __asm__ volatile("" ::: "memory"); }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+// Tile instructions are assembly, which sanitizers do not see into: both ends of each row that one
+// reads or writes are touched before.
+inline void touch_rows(const void* base, long step) {
+  const auto* row = static_cast<const volatile char*>(base);
+  for (int i = 0; i < 16; i++, row += step) (void)row[0], (void)row[63];
+}
+inline void touch_rows_to_write(void* base, long step) {
+  auto* row = static_cast<volatile char*>(base);
+  for (int i = 0; i < 16; i++, row += step) row[0] = row[0], row[63] = row[63];
+}
+#undef _tile_loadd
+#undef _tile_stored
+#define _tile_loadd(tile, base, step) do { touch_rows(base, step); _tile_loadd_internal(tile, base, step); } while (0)
+#define _tile_stored(tile, base, step) do { touch_rows_to_write(base, step); _tile_stored_internal(tile, base, step); } while (0)
+#endif
+
 // 2^x for x <= 0, off by 3e-6 of it, and never less than 2^-126; NaN stays NaN.
 inline __m512 exp2(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // below are denormals, and each costs a hundred cycles

@@ -49,7 +49,7 @@ struct Pairs {
       const __m512 bias[2] = {_mm512_loadu_ps(matrix.bias + panel * BLOCK), _mm512_loadu_ps(matrix.bias + panel * BLOCK + 16)};
       for (int row = 0; row < rows; row += ROWS) {
         __m512 sums[ROWS][2];
-        for (auto& s : sums) s[0] = bias[0], s[1] = bias[1];
+        for (int r = 0; r < ROWS; r++) sums[r][0] = bias[0], sums[r][1] = bias[1];
         block(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
         for (int r = 0; r < ROWS; r++)
           _mm512_storeu_si512(out + panel * step + (row + r) * BLOCK, ACTIVATE ? narrow(gelu(sums[r][0]), gelu(sums[r][1])) : narrow(sums[r][0], sums[r][1]));

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <string>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -13,6 +14,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include "sanitize.hpp"
 
 namespace mexma {
 
@@ -44,6 +47,8 @@ Memory::Memory(size_t bytes) : bytes_(bytes) {
   if (large) madvise(data_, round_up(bytes, alignment), MADV_HUGEPAGE);
 #endif
   std::memset(data_, 0, bytes);
+  close_memory(data_, round_up(bytes, alignment));
+  open_memory(data_, bytes);
 }
 
 Memory::~Memory() { std::free(data_); }
@@ -55,10 +60,17 @@ Memory& Memory::operator=(Memory&& other) noexcept {
 }
 
 Pool::Pool(int threads) : size_(threads) {
-  for (int rank = 1; rank < threads; rank++) threads_.emplace_back([this, rank] { work(rank); });
+  try {
+    for (int rank = 1; rank < threads; rank++) threads_.emplace_back([this, rank] { work(rank); });
+  } catch (...) {  // the system gives no more; those that run have to end before anything is thrown
+    stop();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
@@ -118,8 +130,26 @@ void Barrier::wait() {
   }
 }
 
+namespace {
+
+// Sizes with which the kernels' int arithmetic holds, far above any model's. Throws invalid_argument.
+const Shape& checked(const Shape& s, int threads, int piece_tokens) {
+  const struct { const char* name; int value, most; } sizes[] = {
+      {"hidden size", s.hidden, 1 << 16}, {"heads", s.heads, 1 << 10}, {"head size", s.head_size, 1 << 12},
+      {"intermediate size", s.intermediate, 1 << 20}, {"layers", s.layers, 1 << 12}, {"dim", s.dim, 1 << 16},
+      {"places", s.places, 1 << 20}, {"threads", threads, 1 << 12}, {"piece_tokens", piece_tokens, 1 << 20}};
+  for (const auto& size : sizes)
+    if (size.value < 1 || size.value > size.most)
+      throw std::invalid_argument(std::string(size.name) + ": expected 1 to " + std::to_string(size.most) + ", got " + std::to_string(size.value));
+  if (s.hidden % BLOCK) throw std::invalid_argument("hidden size: expected a multiple of 32, got " + std::to_string(s.hidden));
+  if (!s.head && s.dim != s.hidden) throw std::invalid_argument("without a head, vectors have the hidden size " + std::to_string(s.hidden) + ", got dim " + std::to_string(s.dim));
+  return s;
+}
+
+}  // namespace
+
 Engine::Engine(const Shape& shape, const Kernel& kernel, int threads, int piece_tokens)
-    : shape_(shape), kernel_(kernel), piece_tokens_(piece_tokens), layers_(shape.layers), all_(threads) {
+    : shape_(checked(shape, threads, piece_tokens)), kernel_(kernel), piece_tokens_(piece_tokens), layers_(shape.layers), all_(threads) {
   for (int i = 0; threads > 1 && i < 2; i++) halves_.push_back(std::make_unique<Crew>(threads / 2));
   model_.hidden = shape.hidden;
   model_.padded_hidden = int(round_up(shape.hidden, BLOCK));
@@ -141,41 +171,71 @@ void Engine::set_table(TableKind kind, const uint8_t* codes, const uint8_t* scal
   model_.table = Table{kind, codes, scales, rows};
 }
 
-void Engine::set_vector(int layer, int which, const float* values, size_t count) {
-  weights_.emplace_back(round_up(count, 64) * 4);
-  auto* copy = reinterpret_cast<float*>(weights_.back().data());
-  std::copy(values, values + count, copy);
-  Layer* l = layer >= 0 ? &layers_[layer] : nullptr;
+Layer& Engine::layer_at(int index) {
+  if (index < 0 || index >= shape_.layers) throw std::invalid_argument("there is no layer " + std::to_string(index));
+  return layers_[index];
+}
+
+bool Engine::complete() const {
+  if (!model_.table.codes || !model_.positions || !model_.embedding_norm.weight || !model_.embedding_norm.bias) return false;
+  if (shape_.head && (!head_.data() || !head_bias_.data())) return false;
+  for (const Layer& l : layers_) {
+    for (const Matrix* m : {&l.qkv, &l.attention_out, &l.widen, &l.narrow})
+      if (!m->packed) return false;
+    for (const Norm* n : {&l.attention_norm, &l.output_norm})
+      if (!n->weight || !n->bias) return false;
+  }
+  return true;
+}
+
+void Engine::set_vector(int layer, int which, const void* values, size_t bytes) {
+  const size_t hidden = shape_.hidden;
+  const size_t count = which == 0   ? hidden * shape_.places
+                       : which == 7 ? hidden * shape_.dim
+                       : which == 8 ? shape_.dim
+                                    : hidden;
+  if (bytes != count * 4)
+    throw std::invalid_argument("vector " + std::to_string(which) + ": expected " + std::to_string(count) + " values of 4 bytes, got " + std::to_string(bytes) + " bytes");
+  Memory memory(bytes);
+  std::memcpy(memory.data(), values, bytes);
+  const auto* copy = reinterpret_cast<const float*>(memory.data());
   switch (which) {
     case 0: model_.positions = copy; break;
     case 1: model_.embedding_norm.weight = copy; break;
     case 2: model_.embedding_norm.bias = copy; break;
-    case 3: l->attention_norm.weight = copy; break;
-    case 4: l->attention_norm.bias = copy; break;
-    case 5: l->output_norm.weight = copy; break;
-    case 6: l->output_norm.bias = copy; break;
-    case 7: head_ = std::move(weights_.back()); weights_.pop_back(); break;
-    case 8: head_bias_ = std::move(weights_.back()); weights_.pop_back(); break;
-    default: throw std::invalid_argument("no such vector");
+    case 3: layer_at(layer).attention_norm.weight = copy; break;
+    case 4: layer_at(layer).attention_norm.bias = copy; break;
+    case 5: layer_at(layer).output_norm.weight = copy; break;
+    case 6: layer_at(layer).output_norm.bias = copy; break;
+    case 7: head_ = std::move(memory); return;
+    case 8: head_bias_ = std::move(memory); return;
+    default: throw std::invalid_argument("there is no vector " + std::to_string(which));
   }
+  weights_.push_back(std::move(memory));
 }
 
 void Engine::set_matrix(int layer, int which, const float* values, int k, int n, const float* bias) {
+  Layer& l = layer_at(layer);
+  const int h = model_.padded_hidden, mixed = model_.heads * model_.head_blocks * BLOCK, f = model_.intermediate;
+  const struct { Matrix& to; int k, n; } parts[] = {{l.qkv, h, 3 * mixed}, {l.attention_out, mixed, h}, {l.widen, h, f}, {l.narrow, f, h}};
+  if (which < 0 || which > 3) throw std::invalid_argument("there is no matrix " + std::to_string(which));
+  const auto& part = parts[which];
+  if (k != part.k || n != part.n)
+    throw std::invalid_argument("matrix " + std::to_string(which) + ": expected " + std::to_string(part.k) + " by " + std::to_string(part.n) + ", got " + std::to_string(k) + " by " + std::to_string(n));
   // In the order of use, one after the other: kernels fetch ahead of where they are.
-  const size_t h = model_.padded_hidden, mixed = size_t(model_.heads) * model_.head_blocks * BLOCK, f = model_.intermediate;
-  const size_t sizes[] = {kernel_.packed_bytes(h, 3 * mixed), kernel_.packed_bytes(mixed, h), kernel_.packed_bytes(h, f), kernel_.packed_bytes(f, h)};
-  if (which < 0 || which > 3 || kernel_.packed_bytes(k, n) != sizes[which]) throw std::invalid_argument("matrix: its shape is not the model's");
-  const size_t layer_bytes = sizes[0] + sizes[1] + sizes[2] + sizes[3];
+  size_t before = 0, layer_bytes = 0;
+  for (int i = 0; i < 4; i++) {
+    const size_t bytes = kernel_.packed_bytes(parts[i].k, parts[i].n);
+    if (i < which) before += bytes;
+    layer_bytes += bytes;
+  }
   if (!matrices_.data()) matrices_ = Memory(layer_bytes * layers_.size());
-  char* packed = matrices_.data() + layer_bytes * layer;
-  for (int i = 0; i < which; i++) packed += sizes[i];
+  char* packed = matrices_.data() + layer_bytes * layer + before;
   kernel_.pack(values, k, n, packed);
   weights_.emplace_back(size_t(n) * 4);
   auto* copy = reinterpret_cast<float*>(weights_.back().data());
   std::copy(bias, bias + n, copy);
-  Layer& l = layers_.at(layer);
-  Matrix* to[] = {&l.qkv, &l.attention_out, &l.widen, &l.narrow};
-  *to[which] = Matrix{packed, copy, k, n};
+  part.to = Matrix{packed, copy, k, n};
 }
 
 void Engine::make_room(Room& room, int tokens, int longest, int team) {
@@ -192,14 +252,20 @@ void Engine::make_room(Room& room, int tokens, int longest, int team) {
   if (room.memory.bytes() < total) room.memory = Memory(total + total / 4);
   char* at = room.memory.data();
   void* places[4];
+  close_memory(room.memory.data(), room.memory.bytes());
   for (int i = 0; i < 4; i++) {
     places[i] = at;
+    open_memory(at, parts[i]);
     at += round_up(parts[i], 4096) + 1024;
   }
-  const size_t scratch = round_up(kernel_.scratch_bytes(model_, longest), 4096) + 256;
+  const size_t needed = kernel_.scratch_bytes(model_, longest), scratch = round_up(needed, 4096) + 256;
   if (room.scratch.bytes() < scratch * team) room.scratch = Memory(scratch * team);
   room.scratches.resize(team);
-  for (int i = 0; i < team; i++) room.scratches[i] = room.scratch.data() + i * scratch;
+  close_memory(room.scratch.data(), room.scratch.bytes());
+  for (int i = 0; i < team; i++) {
+    room.scratches[i] = room.scratch.data() + i * scratch;
+    open_memory(room.scratches[i], needed);
+  }
   room.workspace = Workspace{static_cast<float*>(places[0]), places[1], places[2], places[3], room.scratches.data(), int(stride)};
 }
 
@@ -211,24 +277,26 @@ struct Engine::Call {
   const int32_t* starts;  // [sequences + 1]
   int sequences;
   std::vector<int> pieces;  // first sequence of each, and the number of all
+  // Each piece's starts, beginning with 0, of piece p at pieces[p] + p. Made before threads run: what
+  // throws there, and a want of memory would, ends the process.
+  std::vector<int32_t> own_starts;
   float* vectors;
   float* states;
   bool together;
   std::atomic<int> next{0};
 };
 
-void Engine::pool(const Call& call, int first, const Piece& piece, const Workspace& w, int from, int to) {
+void Engine::pool(const Call& call, int first, const Piece& piece, const Workspace& w, int from, int to, float* pooled) {
   const int hidden = shape_.hidden, dim = shape_.dim, width = model_.padded_hidden;
-  std::vector<float> pooled(hidden);
   for (int s = from; s < to; s++) {
     const int start = piece.starts[s], length = piece.starts[s + 1] - start;
     const float* states = w.residual + size_t(start) * width;
     float* out = call.vectors + size_t(first + s) * dim;
-    std::copy(states, states + hidden, pooled.begin());
+    std::copy(states, states + hidden, pooled);
     if (shape_.pooling == Pooling::mean) {
       for (int t = 1; t < length; t++)
         for (int i = 0; i < hidden; i++) pooled[i] += states[size_t(t) * width + i];
-      for (float& x : pooled) x /= float(length);
+      for (int i = 0; i < hidden; i++) pooled[i] /= float(length);
     }
     if (shape_.head) {
       const auto* matrix = reinterpret_cast<const float*>(head_.data());
@@ -239,7 +307,7 @@ void Engine::pool(const Call& call, int first, const Piece& piece, const Workspa
         out[j] = float(std::tanh(total));
       }
     } else {
-      std::copy(pooled.begin(), pooled.end(), out);
+      std::copy(pooled, pooled + hidden, out);
     }
     if (shape_.normalise) {
       double squares = 0;
@@ -257,7 +325,8 @@ void Engine::pool(const Call& call, int first, const Piece& piece, const Workspa
 }
 
 void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, float* vectors, float* states) {
-  std::vector<int32_t> starts(sequences + 1, 0);
+  if (!complete()) throw std::invalid_argument("the model lacks weights");
+  std::vector<int32_t> starts(size_t(sequences) + 1, 0);
   int longest = 1;
   for (int s = 0; s < sequences; s++) {
     if (lengths[s] < 1 || lengths[s] > shape_.places)
@@ -271,7 +340,7 @@ void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, floa
       throw std::out_of_range("token id " + std::to_string(ids[t]) + " at position " + std::to_string(t) + " is none of this model's " + std::to_string(model_.table.rows));
   if (!sequences) return;
 
-  Call call{this, nullptr, ids, starts.data(), sequences, {}, vectors, states, false};
+  Call call{this, nullptr, ids, starts.data(), sequences, {}, {}, vectors, states, false};
   struct Presence {
     std::atomic<int>& running;
     const bool alone = running.fetch_add(1) == 0;
@@ -288,10 +357,11 @@ void Engine::run_on(Crew& crew, Call& call, int longest) {
   const int32_t* starts = call.starts;
   const int sequences = call.sequences, tokens = starts[sequences], threads = crew.pool.size();
   call.crew = &crew;
-  int count = (tokens + piece_tokens_ - 1) / piece_tokens_;
-  count = (count + threads - 1) / threads * threads;
+  const int least = (tokens - 1) / piece_tokens_ + 1;  // pieces
+  const int64_t count_of_all = (int64_t(least) + threads - 1) / threads * threads;
   call.together = threads > 1 && (tokens < TOGETHER_TOKENS || sequences < threads);
-  if (call.together) count = (tokens + piece_tokens_ - 1) / piece_tokens_;
+  // More pieces than sequences there cannot be.
+  const int count = int(std::min<int64_t>(call.together ? least : count_of_all, tokens));
   // Pieces of equal size in tokens, in whole sequences.
   call.pieces.push_back(0);
   for (int p = 1; p < count; p++) {
@@ -301,6 +371,9 @@ void Engine::run_on(Crew& crew, Call& call, int longest) {
     if (s > call.pieces.back() && s < sequences) call.pieces.push_back(s);
   }
   call.pieces.push_back(sequences);
+  call.own_starts.reserve(size_t(sequences) + call.pieces.size());
+  for (size_t p = 0; p + 1 < call.pieces.size(); p++)
+    for (int s = call.pieces[p]; s <= call.pieces[p + 1]; s++) call.own_starts.push_back(starts[s] - starts[call.pieces[p]]);
 
   int most = 0;
   for (size_t p = 0; p + 1 < call.pieces.size(); p++)
@@ -316,23 +389,21 @@ void Engine::run_on(Crew& crew, Call& call, int longest) {
     Engine& e = *c.engine;
     Crew& crew = *c.crew;
     const int pieces = int(c.pieces.size()) - 1;
-    std::vector<int32_t> own;
     for (int i = 0;; i++) {
       const int p = c.together ? i : c.next.fetch_add(1);
       if (p >= pieces) return;
       const int first = c.pieces[p], end = c.pieces[p + 1];
-      own.resize(end - first + 1);
-      for (int s = first; s <= end; s++) own[s - first] = c.starts[s] - c.starts[first];
-      const Piece piece{c.ids + c.starts[first], own.data(), end - first, own.back()};
+      const Piece piece{c.ids + c.starts[first], c.own_starts.data() + first + p, end - first, c.starts[end] - c.starts[first]};
       Room& room = crew.rooms[c.together ? 0 : rank];
       Team team;
       if (c.together) team = Team{rank, crew.pool.size(), Barrier::wait, &crew.barrier};
       e.kernel_.forward(e.model_, room.workspace, piece, team);
+      auto* pooled = reinterpret_cast<float*>(room.scratches[team.rank]);  // has room for a row
       if (c.together) {
-        e.pool(c, first, piece, room.workspace, piece.sequences * rank / team.size, piece.sequences * (rank + 1) / team.size);
+        e.pool(c, first, piece, room.workspace, piece.sequences * rank / team.size, piece.sequences * (rank + 1) / team.size, pooled);
         if (p + 1 < pieces) crew.barrier.wait();
       } else {
-        e.pool(c, first, piece, room.workspace, 0, piece.sequences);
+        e.pool(c, first, piece, room.workspace, 0, piece.sequences, pooled);
       }
     }
   };

@@ -43,6 +43,7 @@ class Pool {
 
  private:
   void work(int rank);
+  void stop();
   int size_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;
@@ -78,16 +79,20 @@ struct Shape {
 
 class Engine {
  public:
+  static constexpr int64_t MOST_TOKENS = INT32_MAX;  // of one call
+
   Engine(const Shape& shape, const Kernel& kernel, int threads, int piece_tokens);
 
-  // Weights, each once. `which`: see engine.cpp. Values are copied, but the table's are not.
+  // Weights. `which`: see engine.cpp. Values are copied, but the table's are not. Throw invalid_argument
+  // for what is not of the model's shape; values of vectors may lie at any address.
   void set_table(TableKind kind, const uint8_t* codes, const uint8_t* scales, int64_t rows);
-  void set_vector(int layer, int which, const float* values, size_t count);
+  void set_vector(int layer, int which, const void* values, size_t bytes);
   void set_matrix(int layer, int which, const float* values, int k, int n, const float* bias);
 
   // Vectors [sequences, dim] of sequences whose ids stand one after the other, and, unless null, the
   // last layer's states [tokens, hidden]. May be called from several threads: a call that is alone has
-  // all threads, each of two half of them, so that neither waits for the other's last piece; more take turns.
+  // all threads, each of two half of them, so that neither waits for the other's last piece; more take turns. The
+  // caller must not change ids nor lengths meanwhile, and their sum is at most MOST_TOKENS.
   void run(const int64_t* ids, const int32_t* lengths, int sequences, float* vectors, float* states);
 
   const Shape& shape() const { return shape_; }
@@ -109,9 +114,11 @@ class Engine {
     std::vector<Room> rooms;
   };
   struct Call;
+  Layer& layer_at(int index);
+  bool complete() const;
   void make_room(Room& room, int tokens, int longest, int team);
   void run_on(Crew& crew, Call& call, int longest);
-  void pool(const Call& call, int first, const Piece& piece, const Workspace& w, int from, int to);
+  void pool(const Call& call, int first, const Piece& piece, const Workspace& w, int from, int to, float* pooled);
 
   const Shape shape_;
   const Kernel& kernel_;

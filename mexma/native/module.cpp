@@ -4,8 +4,12 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <cstring>
 #include <exception>
 #include <stdexcept>
+#include <string>
+#include <system_error>
+#include <vector>
 
 #include "engine.hpp"
 
@@ -49,6 +53,8 @@ PyObject* guarded(F&& body) {
   } catch (const std::bad_exception&) {
   } catch (const std::bad_alloc&) {
     PyErr_NoMemory();
+  } catch (const std::system_error& error) {  // of threads that could not be started
+    PyErr_Format(PyExc_RuntimeError, "the system gives no more threads: %s", error.what());
   } catch (const std::out_of_range& error) {
     PyErr_SetString(PyExc_IndexError, error.what());
   } catch (const std::exception& error) {
@@ -74,6 +80,7 @@ void destroy(PyObject* capsule) {
 
 PyObject* list_kernels(PyObject*, PyObject*) {
   PyObject* list = PyList_New(0);
+  if (!list) return nullptr;
   for (const Kernel* kernel : kernels()) {
     PyObject* item = Py_BuildValue("(sss)", kernel->name, kernel->arithmetic, missing(*kernel).c_str());
     if (!item || PyList_Append(list, item)) {
@@ -120,13 +127,21 @@ PyObject* set_table(PyObject*, PyObject* arguments) {
     if (!PyArg_ParseTuple(arguments, "OiOOL", &capsule, &kind, &codes, &scales, &rows)) return nullptr;
     Handle* handle = handle_of(capsule);
     if (kind < 0 || kind > 3 || handle->codes.obj) throw std::invalid_argument("table: unknown kind, or set twice");
-    const size_t columns = handle->engine->table_columns_bytes(TableKind(kind));
+    const auto row_bytes = Py_ssize_t(handle->engine->table_columns_bytes(TableKind(kind)));
+    const Py_ssize_t row_scales = handle->engine->shape().hidden / 32 * 2;
     const bool scaled = TableKind(kind) == TableKind::four_bits || TableKind(kind) == TableKind::eight_bits;
     if (PyObject_GetBuffer(codes, &handle->codes, PyBUF_SIMPLE)) return nullptr;
-    if (scaled && PyObject_GetBuffer(scales, &handle->scales, PyBUF_SIMPLE)) return nullptr;
-    if (handle->codes.len != Py_ssize_t(columns) * rows ||
-        (scaled && handle->scales.len != Py_ssize_t(handle->engine->shape().hidden / 32 * 2) * rows))
+    if (scaled && PyObject_GetBuffer(scales, &handle->scales, PyBUF_SIMPLE)) {
+      PyBuffer_Release(&handle->codes);
+      return nullptr;
+    }
+    // Divided, since a number of rows that comes from a file may be any, and a product wraps around.
+    const auto fits = [&](const Py_buffer& buffer, Py_ssize_t row) { return buffer.len % row == 0 && buffer.len / row == rows; };
+    if (rows < 1 || !fits(handle->codes, row_bytes) || (scaled && !fits(handle->scales, row_scales))) {
+      PyBuffer_Release(&handle->codes);
+      if (scaled) PyBuffer_Release(&handle->scales);
       throw std::invalid_argument("table: sizes do not match the model's shape");
+    }
     handle->engine->set_table(TableKind(kind), static_cast<const uint8_t*>(handle->codes.buf),
                               scaled ? static_cast<const uint8_t*>(handle->scales.buf) : nullptr, rows);
     Py_RETURN_NONE;
@@ -139,7 +154,7 @@ PyObject* set_vector(PyObject*, PyObject* arguments) {
     int layer, which;
     if (!PyArg_ParseTuple(arguments, "OiiO", &capsule, &layer, &which, &values)) return nullptr;
     const Buffer buffer(values, false, -1);
-    handle_of(capsule)->engine->set_vector(layer, which, buffer.as<float>(), buffer.bytes() / 4);
+    handle_of(capsule)->engine->set_vector(layer, which, buffer.as<void>(), size_t(buffer.bytes()));
     Py_RETURN_NONE;
   });
 }
@@ -149,6 +164,8 @@ PyObject* set_matrix(PyObject*, PyObject* arguments) {
     PyObject *capsule, *values, *bias;
     int layer, which, k, n;
     if (!PyArg_ParseTuple(arguments, "OiiOiiO", &capsule, &layer, &which, &values, &k, &n, &bias)) return nullptr;
+    constexpr int MOST = 1 << 24;  // so that the product cannot overflow; far above any model's
+    if (k < 1 || n < 1 || k > MOST || n > MOST) throw std::invalid_argument("matrix: too few or too many rows or columns");
     const Buffer matrix(values, false, Py_ssize_t(k) * n * 4), offsets(bias, false, Py_ssize_t(n) * 4);
     handle_of(capsule)->engine->set_matrix(layer, which, matrix.as<float>(), k, n, offsets.as<float>());
     Py_RETURN_NONE;
@@ -161,16 +178,25 @@ PyObject* run(PyObject*, PyObject* arguments) {
     if (!PyArg_ParseTuple(arguments, "OOOOO", &capsule, &ids, &lengths, &vectors, &states)) return nullptr;
     Engine& engine = *handle_of(capsule)->engine;
     const Buffer n(lengths, false, -1);
-    const int sequences = int(n.bytes() / 4);
+    // Copied, while the interpreter's lock is held: what was checked is what is computed, though the caller
+    // change it meanwhile. And they may lie at any address.
+    if (n.bytes() % 4 || n.bytes() / 4 > Engine::MOST_TOKENS) throw std::invalid_argument("lengths: expected int32");
+    std::vector<int32_t> own_lengths(size_t(n.bytes()) / 4);
+    if (n.bytes()) std::memcpy(own_lengths.data(), n.as<void>(), size_t(n.bytes()));
+    const int sequences = int(own_lengths.size());
     int64_t tokens = 0;
-    for (int s = 0; s < sequences; s++) tokens += n.as<int32_t>()[s];
+    for (const int32_t length : own_lengths) tokens += length;
+    if (tokens < 0 || tokens > Engine::MOST_TOKENS)
+      throw std::out_of_range("lengths add up to " + std::to_string(tokens) + " tokens; one call takes 0 to " + std::to_string(Engine::MOST_TOKENS));
     const Buffer i(ids, false, tokens * 8), v(vectors, true, Py_ssize_t(sequences) * engine.shape().dim * 4);
+    std::vector<int64_t> own_ids(static_cast<size_t>(tokens));
+    if (tokens) std::memcpy(own_ids.data(), i.as<void>(), size_t(tokens) * 8);
     std::unique_ptr<Buffer> t;
     if (states != Py_None) t = std::make_unique<Buffer>(states, true, Py_ssize_t(tokens) * engine.shape().hidden * 4);
     std::exception_ptr failure;
     Py_BEGIN_ALLOW_THREADS
     try {
-      engine.run(i.as<int64_t>(), n.as<int32_t>(), sequences, v.as<float>(), t ? t->as<float>() : nullptr);
+      engine.run(own_ids.data(), own_lengths.data(), sequences, v.as<float>(), t ? t->as<float>() : nullptr);
     } catch (...) {
       failure = std::current_exception();
     }

@@ -148,7 +148,8 @@ struct Plain {
       const float* bias = matrix.bias + panel * BLOCK;
       for (int row = 0; row < rows; row += ROWS) {
         V sums[ROWS][2];
-        for (auto& s : sums) s[0] = load(bias), s[1] = load(bias + 16);
+        // By index: a deduced reference would forget that V may lie at any address.
+        for (int r = 0; r < ROWS; r++) sums[r][0] = load(bias), sums[r][1] = load(bias + 16);
         block(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
         for (int r = 0; r < ROWS; r++)
           store(out + panel * step + (row + r) * BLOCK, ACTIVATE ? gelu_exact(sums[r][0]) : sums[r][0],

@@ -154,6 +154,12 @@ def fewer_heads(graph):
     next(a for a in node.attribute if a.name == "num_heads").i = 2
 
 
+def one_scale(graph):
+    node = next(n for n in graph.node if n.op_type == "LayerNormalization" and "1" in n.output[0])
+    graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.float32) * 2, "one_scale"))
+    node.input[1] = "one_scale"
+
+
 @pytest.mark.parametrize(
     "change",
     [other_activation, no_residual, queries_for_keys, fewer_heads],
@@ -191,9 +197,35 @@ def test_weights_outside_the_graph(artifacts, tmp_path):
     assert np.array_equal(outside, OnnxEncoder(artifacts["fp32"], engine="portable").run(ids))
 
 
+def test_a_graph_whose_weights_have_other_shapes(artifacts, tmp_path):
+    """One number for a row's: taken for the row, what lies behind it would be computed with."""
+    path = changed(artifacts["fp32"], tmp_path / "m", one_scale)
+    with pytest.raises(DeviceUnavailable, match="shape of a normalisation: expected"):
+        OnnxEncoder(path, engine="portable")
+
+
+def test_a_manifest_of_other_shapes(artifacts):
+    from dataclasses import replace
+
+    from mexma.session import Session
+
+    whole = open_artifact(artifacts["fp32"])
+    shape = whole.manifest.architecture
+    for wrong in (
+        {"dim": 63}, {"max_tokens": 65}, {"architecture": shape | {"layers": 0}},
+        {"architecture": shape | {"layers": 2**40}}, {"architecture": shape | {"heads": 0}},
+        {"architecture": shape | {"hidden": 0}}, {"architecture": shape | {"first_position": None}},
+    ):  # fmt: skip
+        artifact = replace(whole, manifest=replace(whole.manifest, **wrong))
+        with pytest.raises(DeviceUnavailable, match="engine portable cannot be used"):
+            Session(artifact, engine="portable")
+
+
 def test_files_that_are_no_onnx(artifacts, tmp_path):
     content = (artifacts["fp32"] / "model.onnx").read_bytes()
-    for wrong in (b"\xff" * 100, content[: len(content) // 2], b"\x0a"):
+    big = b"\xff" * 2**20  # one number to its end, of which all would be kept
+    outside = b"\x3a\x19\x2a\x17\x10\x01\x70\x01\x6a\x11\x0a\x08location\x12\x05there"
+    for wrong in (b"\xff" * 100, big, content[: len(content) // 2], b"\x0a", outside):
         file = tmp_path / "model.onnx"
         file.write_bytes(wrong)
         with pytest.raises(ArtifactError, match="not an ONNX file"):

@@ -286,6 +286,126 @@ def test_shapes_that_do_not_fit():
         engine(random_weights(), "abacus")
 
 
+def test_parts_that_are_not_of_each_others_shapes():
+    """Read as if they were, they end in memory that is none of theirs."""
+    weights = random_weights(head=48)
+    (layer, other), norm, head = weights.layers, weights.embedding_norm, weights.head
+    turned = Linear(np.ascontiguousarray(layer.widen.matrix.T), np.zeros(64, np.float32))
+    one = np.ones(1, np.float32)
+    for wrong, said in [
+        ({"layers": [replace(layer, widen=turned), other]}, "expected 64 by 96, got 96 by 64"),
+        (
+            {"layers": [layer, replace(other, output_norm=Norm(one, one))]},
+            "64 values of 4 bytes, got 4",
+        ),
+        ({"embedding_norm": Norm(norm.weight, norm.bias[1:])}, "64 values of 4 bytes, got 252"),
+        ({"head": replace(head, matrix=head.matrix[1:])}, "3072 values of 4 bytes, got 12096"),
+        ({"layers": []}, "0 layers of 4 heads"),
+        ({"heads": 0}, "2 layers of 0 heads"),
+        # As many rows as make the bytes of a row times them wrap around to 0.
+        ({"table": Table(np.empty(0, np.float32), None, 32, 2**56)}, "table: sizes do not match"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            engine(replace(weights, **wrong), "portable")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threads": 0}, "threads: expected 1 to 4096, got 0"),
+        ({"threads": -1}, "threads: expected 1 to 4096, got -1"),
+        ({"piece_tokens": 0}, "piece_tokens: expected 1 to 1048576, got 0"),
+        ({"piece_tokens": 2**31 - 1}, "piece_tokens: expected 1 to 1048576, got 2147483647"),
+    ],
+)
+def test_numbers_that_no_engine_has(options, said):
+    with pytest.raises(ValueError, match=said):
+        engine(random_weights(), "portable", **options)
+
+
+def test_more_tokens_than_can_be_counted():
+    encoder = engine(random_weights(head=1, layers=1), "portable")
+    lengths = np.full(2**22, 512, np.int32)
+    with pytest.raises(IndexError, match="lengths add up to 2147483648 tokens"):
+        encoder.run(np.empty(0, np.int64), lengths)
+    with pytest.raises(IndexError, match="lengths add up to -5 tokens"):
+        encoder.run(np.empty(0, np.int64), np.array([-5], np.int32))
+
+
+def test_a_model_that_lacks_weights_computes_nothing():
+    binding = native._engine
+    handle = binding.create("portable", 32, 2, 16, 32, 1, 32, 8, 1e-5, 1, False, True, 1, 512)
+    binding.set_table(handle, 0, np.zeros((4, 32), np.float32), b"", 4)
+    one, vectors = np.ones(1, np.int32), np.empty((1, 32), np.float32)
+    for layer in (-1, 1):
+        with pytest.raises(ValueError, match=f"there is no layer {layer}"):
+            binding.set_vector(handle, layer, native.ATTENTION_NORM, np.ones(32, np.float32))
+        matrix = np.zeros((32, 32), np.float32)
+        with pytest.raises(ValueError, match=f"there is no layer {layer}"):
+            binding.set_matrix(handle, layer, native.WIDEN, matrix, 32, 32, matrix[0])
+    with pytest.raises(ValueError, match="the model lacks weights"):
+        binding.run(handle, np.zeros(1, np.int64), one, vectors, None)
+
+
+TOO_MANY = """
+import resource
+from tests.mexma.test_native import engine, random_weights, run, sequence
+
+weights = random_weights()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
+try:
+    engine(weights, "portable", threads=1000)
+except RuntimeError as error:
+    assert "the system gives no more threads" in str(error), error
+assert run(engine(weights, "portable", threads=2), [sequence(5)]).shape == (1, 64)
+print("went on")
+"""
+
+
+def test_threads_that_the_system_does_not_give():
+    """A container's limit, for one: it is said, and ends no process."""
+    command = [sys.executable, "-c", TOO_MANY]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "went on\n", (done.returncode, done.stderr)
+
+
+CHANGING = """
+import threading
+import numpy as np
+from tests.mexma.test_native import engine, random_weights, sequence
+
+encoder = engine(random_weights(), "portable")
+ids, lengths, over = sequence(400), np.full(100, 4, np.int32), threading.Event()
+right, expected = ids[-1], encoder.run(ids, lengths)
+
+def change():
+    while not over.is_set():
+        ids[-1] = right
+        ids[-1] = 2**40
+        lengths[-2:] = 1, 7
+        lengths[-2:] = 4
+
+threading.Thread(target=change).start()
+for _ in range(300):
+    try:
+        found = encoder.run(ids, lengths)
+    except IndexError as error:
+        assert f"token id {2**40} at position 399" in str(error), error
+    else:
+        assert np.array_equal(found[:-2], expected[:-2])
+over.set()
+print("went on")
+"""
+
+
+def test_ids_that_change_while_they_are_computed():
+    """What was checked is what is looked up, whoever writes there meanwhile."""
+    command = [sys.executable, "-c", CHANGING]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "went on\n", (done.returncode, done.stderr)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_several_callers_at_once(kernel, threads):
