@@ -81,6 +81,8 @@ class NativeEncoder:
         """Pack `weights` for `kernel`. Raises ValueError where the kernel cannot run here, the hidden
         size is not a multiple of 32, or weights are not of each other's shapes; RuntimeError where
         the system gives no more threads."""
+        if weights.positions.ndim != 2:
+            raise ValueError(f"expected positions [places, hidden], got {weights.positions.shape}")
         hidden = weights.positions.shape[1]
         if hidden % BLOCK:
             raise ValueError(f"the native engine needs a hidden size in 32s, found {hidden}")

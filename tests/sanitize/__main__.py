@@ -85,16 +85,14 @@ def _child(given: argparse.Namespace) -> None:
         else:  # cheap ones more often
             damaged = Files(given.artifact, Path(place)).damaged
             cases = [sound, bad_call, *[ill_weights] * 8, *[raw_calls] * 8, *[damaged] * 4]
-        for turn, at, kernel in (
-            (t, a, k)
-            for t in itertools.count()
-            for a, k in itertools.product(range(len(cases)), KERNELS)
-        ):
-            if turn >= given.rounds if given.rounds else time.monotonic() > end:
+        ways = list(itertools.product(cases, KERNELS))
+        for number in itertools.count():
+            if number >= given.rounds * len(ways) if given.rounds else time.monotonic() > end:
                 break
-            name, seed = cases[at].__name__, [given.seed, turn, at]
+            case, kernel = ways[number % len(ways)]
+            name, seed = case.__name__, [given.seed, number]
             sys.stderr.write(f"\r{given.child}: {name} on {kernel}, {seed}\033[K")
-            cases[at](np.random.default_rng(seed), kernel)
+            case(np.random.default_rng(seed), kernel)
             counts[name] += 1
     said = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     sys.stderr.write(f"\r\033[K{given.child}, seed {given.seed}: {said}; nothing found\n")

@@ -73,7 +73,7 @@ def any_batch(rng: Rng, places: int, most: int = MOST_TOKENS) -> list[np.ndarray
     """1 to 40 sequences: short ones, those of the most tokens, and between."""
     sequences: list[np.ndarray] = []
     total = 0
-    for _ in range(int(rng.integers(1, 41))):
+    for _ in range(int(pick(rng, [rng.integers(1, 5), rng.integers(1, 41)]))):
         short = min(40, places)
         length = int(
             pick(rng, [1, places, rng.integers(1, short + 1), rng.integers(1, places + 1)])
