@@ -300,7 +300,10 @@ def test_parts_that_are_not_of_each_others_shapes():
         ),
         ({"embedding_norm": Norm(norm.weight, norm.bias[1:])}, "64 values of 4 bytes, got 252"),
         ({"head": replace(head, matrix=head.matrix[1:])}, "3072 values of 4 bytes, got 12096"),
-        ({"positions": weights.positions.reshape(-1)}, r"positions \[places, hidden\], got \(32768,\)"),
+        (
+            {"positions": weights.positions.reshape(-1)},
+            r"positions \[places, hidden\], got \(32768,\)",
+        ),
         ({"layers": []}, "0 layers of 4 heads"),
         ({"heads": 0}, "2 layers of 0 heads"),
         # As many rows as make the bytes of a row times them wrap around to 0.
