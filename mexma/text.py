@@ -18,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, normalizers
 
-from mexma.errors import EmptyText, EngineError, TextTooLong, TokenOutOfRange, UnencodableText
+from mexma.errors import (
+    EmptyText,
+    EngineError,
+    InputError,
+    TextTooLong,
+    TokenOutOfRange,
+    UnencodableText,
+)
 
 T = TypeVar("T")
 Side = Literal["right", "left"]
@@ -28,6 +35,18 @@ Side = Literal["right", "left"]
 GROUP_CHARACTERS = 2**17
 # White space is looked for so far back.
 LONGEST_WORD = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token of a text. text: as it stands there, or the special token's name. start, stop: in characters
+    of the text, None for a special token; 0 for those of the encoder's prefix."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +102,19 @@ class TokenBatch:
         ids = np.full(self.mask.shape, self.pad_id, np.int64)
         ids[self.mask.astype(bool)] = self.tokens
         return ids
+
+
+def _check_text(item: int, text: str) -> None:
+    if not text:
+        raise EmptyText(f"item {item} is an empty string; every item needs text", item=item)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnencodableText(
+            f"item {item} is not valid Unicode: lone surrogate U+{ord(text[error.start]):04X} "
+            f"at character {error.start}",
+            item=item,
+        ) from None
 
 
 def _groups(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -176,16 +208,7 @@ class TextTokenizer:
         when the tokenizer itself fails.
         """
         for item, text in enumerate(texts):
-            if not text:
-                raise EmptyText(f"item {item} is an empty string; every item needs text", item=item)
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise UnencodableText(
-                    f"item {item} is not valid Unicode: lone surrogate U+{ord(text[error.start]):04X} "
-                    f"at character {error.start}",
-                    item=item,
-                ) from None
+            _check_text(item, text)
         prefixed = [self.prefix + text for text in texts] if self.prefix else list(texts)
         out: list[Tokens] = []
         for first, last in _groups(prefixed):
@@ -199,6 +222,32 @@ class TextTokenizer:
                 for item, (e, text) in enumerate(zip(encoded, group, strict=True), first)
             ]
         return out
+
+    def pieces(self, texts: Sequence[str], *, special: bool = True) -> list[list[Piece]]:
+        """All tokens of each text, as `encode` counts them. special: those around it, too.
+
+        Raises EmptyText or UnencodableText naming the item, InputError for more than GROUP_CHARACTERS in
+        all, and EngineError when the tokenizer itself fails.
+        """
+        if (size := sum(map(len, texts))) > GROUP_CHARACTERS:
+            raise InputError(f"expected at most {GROUP_CHARACTERS} characters in all, found {size}")
+        for item, text in enumerate(texts):
+            _check_text(item, text)
+        return [self._pieces(text, special) for text in texts]
+
+    def _pieces(self, text: str, special: bool) -> list[Piece]:
+        whole = self.prefix + text
+        found = self._guarded(self._tokenizer.encode, whole, add_special_tokens=special)
+        pieces = []
+        for token, name, (start, stop), is_special in zip(
+            found.ids, found.tokens, found.offsets, found.special_tokens_mask, strict=True
+        ):
+            if is_special:
+                pieces.append(Piece(token, name, special=True, start=None, stop=None))
+            else:
+                at, end = (max(0, offset - len(self.prefix)) for offset in (start, stop))
+                pieces.append(Piece(token, whole[start:stop], special=False, start=at, stop=end))
+        return pieces
 
     def _guarded(self, work: Callable[..., T], *texts: Any, **options: bool) -> T:
         """What the library's own code gives. Raises EngineError when it fails."""

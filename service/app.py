@@ -45,7 +45,7 @@ from service.routes import (
     snapshots,
     tei,
 )
-from service.schemas import EmbeddingRequest, TeiEmbedRequest
+from service.schemas import EmbeddingRequest
 from service.security.access import Guard
 from service.security.audit import Audit
 from service.security.gate import Gate
@@ -54,6 +54,7 @@ from service.shortcut import shortcut
 from service.state import State
 from service.store.migrations import Migrating
 from service.store.protocol import Store
+from service.tei_schemas import TeiEmbedRequest
 from service.tracing import TracedStore, Tracing
 from service.workers.engine_socket import offer_engine
 

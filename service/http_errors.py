@@ -21,7 +21,7 @@ from mexma import errors
 from service.routes.names import UNMATCHED, name_of
 
 log = logging.getLogger(__name__)
-TEI_PATHS = ("/embed", "/", "/info", "/health")
+TEI_PATHS = ("/embed", "/similarity", "/tokenize", "/", "/info", "/health")
 
 
 class Shape(NamedTuple):

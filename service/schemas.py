@@ -1,6 +1,6 @@
 """What requests and answers look like; the OpenAPI document is made from these.
 
-Those for collections are in collection_schemas.py.
+Those for collections are in collection_schemas.py, text-embeddings-inference's in tei_schemas.py.
 
 Answers that carry vectors are described here but never built from these classes: their
 bytes come straight from the vector buffer (`service/vectors.py`).
@@ -194,53 +194,6 @@ class EmbeddingResponse(BaseModel):
     data: list[EmbeddingItem]
     model: str
     usage: Usage
-
-
-class TeiEmbedRequest(BaseModel):
-    """text-embeddings-inference's `POST /embed`; unknown fields are ignored, as it does."""
-
-    model_config = ConfigDict(
-        extra="ignore",
-        strict=True,
-        json_schema_extra={"examples": [{"inputs": ["Good morning", "Hyvää huomenta"]}]},
-    )
-
-    inputs: Input
-    normalize: bool = Field(
-        True,
-        description="Vectors have length 1 either way: they are normalised inside the model's graph.",
-    )
-    truncate: bool | None = None
-    truncation_direction: Literal["Right", "Left", "right", "left"] = "Right"
-    prompt_name: None = Field(None, description="Only null: the encoder has one prefix.")
-    dimensions: Dimensions | None = None
-
-
-class TeiPooling(BaseModel):
-    pooling: str
-
-
-class TeiModelType(BaseModel):
-    embedding: TeiPooling
-
-
-class TeiInfo(BaseModel):
-    """text-embeddings-inference's `GET /info`."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    model_id: str
-    model_sha: str
-    model_dtype: str
-    model_type: TeiModelType
-    max_concurrent_requests: int
-    max_input_length: int
-    max_batch_tokens: int
-    max_batch_requests: int
-    max_client_batch_size: int
-    auto_truncate: bool
-    tokenization_workers: int
-    version: str
 
 
 class ModelCard(BaseModel):

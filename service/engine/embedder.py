@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mexma.encoder import Encoder
 from mexma.errors import DeadlineExceeded, EngineError, InputError, Overloaded, TooManyItems
-from mexma.text import Side, Tokens
+from mexma.text import Piece, Side, Tokens
 from service import tracing
 from service.caller import INTERNAL, Caller, is_ours
 from service.engine import claims
@@ -155,6 +155,16 @@ class Embedder:
                 inline=False,
                 partial=partial,
                 caller=caller,
+            )
+
+    async def pieces(self, texts: Sequence[str], *, special: bool) -> list[list[Piece]]:
+        """The tokens of texts, which are not embedded. special: those around each, too. Raises InputError
+        or EngineError."""
+        self.check_count(len(texts))
+        tokenizer = self.encoder.tokenizer
+        with self.holders:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._tokenizers, lambda: tokenizer.pieces(texts, special=special)
             )
 
     def _lane(self, tokens: int) -> Lane:

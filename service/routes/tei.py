@@ -1,12 +1,16 @@
-"""`POST /embed` (and `/`) and `GET /info` to the contract of text-embeddings-inference."""
+"""`POST /embed`, `/similarity`, `/tokenize` (and `/`) and `GET /info` to the contract of
+text-embeddings-inference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import ValidationError
 
 from mexma import __version__
 from mexma.text import Side
@@ -15,8 +19,17 @@ from service.engine.embedder import Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.middleware import unless_gone
-from service.schemas import TeiEmbedRequest, TeiInfo, TeiModelType, TeiPooling
 from service.state import State
+from service.tei_schemas import (
+    TeiEmbedRequest,
+    TeiInfo,
+    TeiModelType,
+    TeiParameters,
+    TeiPooling,
+    TeiSimilarityRequest,
+    TeiToken,
+    TeiTokenizeRequest,
+)
 from service.vectors import (
     NPY,
     json_response,
@@ -52,7 +65,6 @@ def router(state: State) -> APIRouter:
         },
     }
 
-    @routes.post("/", include_in_schema=False, **declared)  # as the page there is not
     @routes.post("/embed", **declared)
     async def embed(
         body: TeiEmbedRequest, request: Request, asks: Annotated[Caller, Depends(caller)]
@@ -60,6 +72,45 @@ def router(state: State) -> APIRouter:
         """Embed text or token ids. Clients that are given the service's address and no route, such as
         `huggingface_hub`, find it at `/`, too."""
         return await unless_gone(request, answer(default, body, asks, wants_npy(request)))
+
+    @routes.post(
+        "/similarity",
+        response_model=list[float],
+        responses=documented(*BODY_ERRORS, *INFERENCE_ERRORS, tei=True),
+    )
+    async def similarity(
+        body: TeiSimilarityRequest, request: Request, asks: Annotated[Caller, Depends(caller)]
+    ) -> Response:
+        """The cosine of one text to each of others, in any languages. Cut texts are reported in the
+        header `x-truncation`, where the source is 0 and the others follow."""
+        return await unless_gone(request, similarities(default(), body, asks))
+
+    @routes.post(
+        "/tokenize",
+        response_model=list[list[TeiToken]],
+        responses=documented(*BODY_ERRORS, tei=True),
+    )
+    async def tokenize(body: TeiTokenizeRequest) -> Response:
+        """The tokens of texts, as they are counted and embedded, the encoder's prefix included."""
+        texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+        found = await default().pieces(texts, special=body.add_special_tokens)
+        return json_response([[asdict(piece) for piece in pieces] for pieces in found], {})
+
+    @routes.post("/", include_in_schema=False)  # as the page there is not
+    async def at_the_address(
+        body: dict[str, Any], request: Request, asks: Annotated[Caller, Depends(caller)]
+    ) -> Response:
+        """What a client posts that knows the address only: which route it means shows in what it sends."""
+        pair = isinstance(body.get("inputs"), dict)
+        try:
+            work = (
+                similarities(default(), TeiSimilarityRequest.model_validate(body), asks)
+                if pair
+                else answer(default, TeiEmbedRequest.model_validate(body), asks, wants_npy(request))
+            )
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
+        return await unless_gone(request, work)
 
     @routes.get("/info", response_model=TeiInfo)
     async def info() -> TeiInfo:
@@ -85,6 +136,21 @@ def router(state: State) -> APIRouter:
     return routes
 
 
+async def similarities(embedder: Embedder, body: TeiSimilarityRequest, asks: Caller) -> Response:
+    """The response to a sound request. Raises what `Embedder.embed` does."""
+    how = body.parameters or TeiParameters()
+    texts = [body.inputs.source_sentence, *body.inputs.sentences]
+    embedded = await embedder.embed(
+        texts, truncate=how.truncate, side=_side(how.truncation_direction), caller=asks
+    )
+    headers = timing_headers(embedded, embedder.encoder.fingerprint) | truncation_headers(embedded)
+    return json_response(embedded.vectors[1:] @ embedded.vectors[0], headers)
+
+
+def _side(direction: str) -> Side:
+    return "left" if direction.lower() == "left" else "right"
+
+
 async def answer(
     default: Callable[[], Embedder], body: TeiEmbedRequest, asks: Caller, npy: bool
 ) -> Response:
@@ -92,7 +158,7 @@ async def answer(
     does."""
     embedder = default()
     if isinstance(body.inputs[0], str):
-        side: Side = "left" if body.truncation_direction.lower() == "left" else "right"
+        side = _side(body.truncation_direction)
         embedded = await embedder.embed(body.inputs, truncate=body.truncate, side=side, caller=asks)
     else:
         embedded = await embedder.embed_ids(body.inputs, truncate=body.truncate, caller=asks)

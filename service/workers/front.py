@@ -27,12 +27,13 @@ from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
 from service.middleware import RequestBorder, watched, with_cors
 from service.routes import embeddings, tei
-from service.schemas import EmbeddingRequest, TeiEmbedRequest
+from service.schemas import EmbeddingRequest
 from service.security.access import guard_of
 from service.security.audit import Audit
 from service.security.gate import FirstGate
 from service.settings import Settings
 from service.shortcut import shortcut
+from service.tei_schemas import TeiEmbedRequest
 from service.tracing import start_tracing
 from service.workers import liveness
 from service.workers.backoff import notice

@@ -95,6 +95,8 @@ REQUESTS: dict[str, list[Any]] = {
         {"input": [[5, 6], [7]], "truncate": False, "model": "x", "user": "y"},
         {"input": "text"},
     ],
+    "POST /similarity": [{"inputs": {"source_sentence": "a", "sentences": ["b"]}}],
+    "POST /tokenize": [{"inputs": ["one"], "add_special_tokens": False}],
     "POST /embed": [{"inputs": ["one"], "truncate": True, "truncation_direction": "Left"}],
     "POST /v1/collections/c/documents": [
         {"documents": [{"id": "1", "text": "x", "lang": "fi", "metadata": {"a": [1, {"b": None}]}}]}
