@@ -19,6 +19,7 @@ import os
 import random
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -61,16 +62,26 @@ class Connection(asyncio.Protocol):
         self.buffer = bytearray()
         self.expected: int | None = None
         self.head = b""
-        self.answer: asyncio.Future[int] | None = None
+        self.done: Callable[[int], object] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
 
-    async def ask(self, request: bytes) -> int:
-        """The status of the answer; 0 when the connection was cut."""
-        self.answer = self.loop.create_future()
+    def send(self, request: bytes, done: Callable[[int], object]) -> None:
+        """done: told the status of the answer; 0 when the connection was cut."""
+        self.done = done
         self.transport.write(request)
-        return await self.answer
+
+    async def ask(self, request: bytes) -> int:
+        """The status."""
+        answer = self.loop.create_future()
+        self.send(request, lambda status: answer.done() or answer.set_result(status))
+        return await answer
+
+    def _end(self, status: int) -> None:
+        done, self.done = self.done, None
+        if done is not None:
+            done(status)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -85,12 +96,10 @@ class Connection(asyncio.Protocol):
         if len(self.buffer) >= self.expected:
             del self.buffer[: self.expected]
             self.expected = None
-            if self.answer is not None and not self.answer.done():
-                self.answer.set_result(self.status)
+            self._end(self.status)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self.answer is not None and not self.answer.done():
-            self.answer.set_result(0)
+        self._end(0)
 
 
 async def closed(connections: list[Connection], made: list[bytes], seconds: float):
@@ -173,24 +182,34 @@ async def held(
     answers = Answers()
     parts = [request.rsplit(MARK.encode(), 1) for request in made]
 
+    def record(due: float, status: int, head: bytes, returns: int, by: int) -> float:
+        now = time.perf_counter()
+        told = told_s(head, by) if status == 503 else -1.0
+        answers.ended_s.append(now - begun)
+        answers.took_s.append(now - due)
+        answers.status.append(status)
+        answers.returns.append(returns)
+        answers.told_s.append(told)
+        answers.by.append(by)
+        return told
+
+    def open_one() -> Connection | None:
+        while free:
+            if not (connection := free.pop()).transport.is_closing():
+                return connection
+        return None
+
     async def ask(due: float, request: bytes, returns: int, by: int) -> float:
-        connection = free.pop() if free else None
+        connection, status = open_one(), 0
         try:
-            if connection is None or connection.transport.is_closing():
+            if connection is None:
                 connection = (await loop.create_connection(Connection, host, port))[1]
             status = await connection.ask(request)
         except OSError:
-            status = 0
-        now = time.perf_counter()
-        told = told_s(connection.head, by) if status == 503 and connection else -1.0
+            pass
         if status and connection:
             free.append(connection)
-        for values, value in (
-            (answers.ended_s, now - begun), (answers.took_s, now - due), (answers.status, status),
-            (answers.returns, returns), (answers.told_s, told), (answers.by, by),
-        ):  # fmt: skip
-            values.append(value)
-        return told
+        return record(due, status, connection.head if connection else b"", returns, by)
 
     async def client(due: float, request: bytes, by: int) -> None:
         told = await ask(due, request, 0, by)
@@ -201,7 +220,23 @@ async def held(
             await asyncio.sleep(told)
             told = await ask(due, request, returns, by)
 
+    def once(due: float, request: bytes) -> bool:
+        """One that does not come back, on a connection that is open, without a task; False without."""
+        if (connection := open_one()) is None:
+            return False
+
+        def done(status: int) -> None:
+            waiting.discard(connection)
+            if status:
+                free.append(connection)
+            record(due, status, connection.head, 0, 0)
+
+        waiting.add(connection)
+        connection.send(request, done)
+        return True
+
     begun = due = time.perf_counter()
+    waiting: set[Connection] = set()
     under_way: set[asyncio.Task[None]] = set()
     for number in range(10**DIGITS):
         if (due := due + rng.expovariate(rate)) > begun + seconds:
@@ -209,10 +244,14 @@ async def held(
         if (wait := due - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         head, tail = parts[number % len(parts)]
+        request = b"%s%0*d%s" % (head, DIGITS, number, tail)
         by = rng.choice((1, 2)) if rng.random() < returning else 0
-        task = loop.create_task(client(due, b"%s%0*d%s" % (head, DIGITS, number, tail), by))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
+        if by or not once(due, request):
+            task = loop.create_task(client(due, request, by))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+    while waiting:  # noqa: ASYNC110 - once, in the end
+        await asyncio.sleep(0.05)
     while under_way:
         await asyncio.wait(under_way)
     return answers
