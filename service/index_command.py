@@ -22,7 +22,7 @@ from service.settings import Settings
 from service.store import backups
 from service.store.backups import Backups
 from service.store.collection import DATABASE
-from service.store.copying import copy_collection, verify_copy
+from service.store.copying import copy_collection, remove_surplus, verify_copy
 from service.store.database import Database
 from service.store.folders import Folders, place_of
 from service.store.generations import FOLDER, Generations
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(
         _copy,
         "copy",
-        "copy a collection's documents and vectors, and compare the copy",
+        "copy a collection's documents and vectors, compare the copy, and remove what only it has",
         collection=one,
         to="another folder, which is made if need be, or a Milvus address such as http://host:19530 "
         "(MEXMA_MILVUS_TOKEN, MEXMA_MILVUS_DATABASE and MEXMA_MILVUS_INDEX hold for it)",
@@ -202,6 +202,8 @@ def _rebuild(options: argparse.Namespace) -> None:
 
 
 def _copy(options: argparse.Namespace) -> None:
+    if str(options.data) == str(_place(options.to)):
+        raise StoreError(f"a copy leads elsewhere, {options.to} is where the collection is")
     with (
         closing(_store(options.data)) as source,
         closing(_store(_place(options.to))) as target,
@@ -210,8 +212,14 @@ def _copy(options: argparse.Namespace) -> None:
         with tqdm(desc=f"{info.name}: copied", total=info.count, unit=" rows") as bar:
             copied = copy_collection(source, target, info.name, bar.update)
         with tqdm(desc=f"{info.name}: compared", total=copied, unit=" rows") as bar:
-            verify_copy(source, target, info.name, bar.update)
-        print(f"{info.name}: {copied} documents in {options.to}")
+            copied, surplus = verify_copy(source, target, info.name, bar.update)
+        said = f"{info.name}: {copied} documents in {options.to}"
+        if surplus:
+            with tqdm(desc=f"{info.name}: removed", total=len(surplus), unit=" rows") as bar:
+                removed = remove_surplus(target, info.name, surplus, bar.update)
+            are, were = ("is", "was") if removed == 1 else ("are", "were")
+            said += f"; {removed} that {are} not in the source {were} removed"
+        print(said)
 
 
 def _place(text: str) -> Path | str:
