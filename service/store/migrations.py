@@ -108,9 +108,16 @@ class Migrations:
                 found = self._pair(name).info()
                 if found.other == fingerprint and found.phase != "cut_over":
                     return found
+                end = (
+                    "POST .../migration/retire"
+                    if found.phase == "cut_over"
+                    else "DELETE .../migration"
+                )
                 raise MigrationConflict(
                     f"collection {name!r} has vectors of {found.serving} and, beside them, of "
-                    f"{found.other}; end that migration before another"
+                    f"{found.other}; end that migration before another: {end} drops those beside, and "
+                    "so does, while no service runs, mexma-index migrate --retire with the model of "
+                    f"{found.serving}"
                 )
             if (serving := self._open.get(name)) is None:
                 raise CollectionNotFound(f"there is no collection {name!r}")

@@ -19,8 +19,10 @@ import pytest
 from mexma.encoder import OnnxEncoder, encode
 from mexma.sample import tatoeba_sample
 from service import index_command, migrator
+from service.canaries import SENTENCES as SENTENCES_KEPT
 from service.store.local import LocalStore
 from service.store.pair import Embedded
+from service.store.protocol import Document, Query
 from tests.conftest import ROOT, Server, start_server, wait_until_ready
 from tests.fakes import FakeEncoder
 from tests.tiny import tiny_artifact
@@ -470,8 +472,75 @@ def test_the_command_migrates_goes_on_and_retires(tmp_path, artifacts, make_clie
     assert len(list((tmp_path / "data").glob("notes.*"))) == 1
     with pytest.raises(SystemExit, match="no collection 'nobody'"):
         index_command.main(["--data", data, "migrate", "nobody", str(artifacts[1])])
-    with pytest.raises(SystemExit, match="this encoder's vectors already"):
-        index_command.main(["--data", data, "migrate", "notes", str(artifacts[1])])
+    for end in ([], ["--cut-over"], ["--retire"]):
+        index_command.main(["--data", data, "migrate", "notes", str(artifacts[1]), *end])
+        said = f"notes: {new.fingerprint} answers already, and nothing is beside it\n"
+        assert capsys.readouterr().out.endswith(said)
+
+
+def test_the_command_asked_again_is_done_and_leads_back(tmp_path, artifacts, capsys):
+    """Every write of the time after the cut-over is there after the way back, and then once more."""
+    old, new = (OnnxEncoder(path, threads=1) for path in artifacts)
+    third = tiny_artifact(tmp_path / "third", seed=7).path
+    data, root = str(tmp_path / "data"), tmp_path / "data"
+
+    def put(encoder: OnnxEncoder, texts: list[str]) -> None:
+        documents = [Document(text, text, "en") for text in texts]
+        store.upsert("notes", documents, encode(encoder, texts), encoder.fingerprint)
+
+    def migrate(model: Path, *ends: str) -> str:
+        index_command.main(["--data", data, "migrate", "notes", str(model), *ends])
+        return capsys.readouterr().out
+
+    texts = list(dict.fromkeys(SENTENCES))[:40]
+    with closing(LocalStore(root)) as store:
+        store.create("notes", 64, old.fingerprint, encode(old, SENTENCES_KEPT))
+        put(old, texts[:20])
+    assert "cut over; serve" in migrate(artifacts[1], "--cut-over")
+    for ends in ([], ["--cut-over"]):
+        already = f"{new.fingerprint} answers already; vectors of {old.fingerprint} are kept"
+        assert already in migrate(artifacts[1], *ends)
+    with pytest.raises(
+        SystemExit, match=r"POST \.\.\./migration/retire drops those beside.*--retire"
+    ):
+        migrate(third)
+    with closing(LocalStore(root)) as store:
+        put(new, texts[20:30])
+    assert "30 of 30 documents" in migrate(artifacts[0])
+    assert "rolled back; serve" in migrate(artifacts[0], "--cut-over")
+    assert f"{old.fingerprint} answers already" in migrate(artifacts[0], "--cut-over")
+    with pytest.raises(SystemExit, match=r"DELETE \.\.\./migration drops those beside.*--retire"):
+        migrate(third)
+    with closing(LocalStore(root)) as store:
+        assert store.describe("notes").fingerprint == old.fingerprint
+        put(old, texts[30:])
+        [[hit]] = store.search("notes", encode(old, texts[25:26]), Query(k=1), old.fingerprint)
+        assert (hit.id, store.describe("notes").count) == (texts[25], 40)
+    assert "cut over; serve" in migrate(artifacts[1], "--cut-over")
+    assert f"40 documents, served by {old.fingerprint}" in migrate(artifacts[0], "--retire")
+    assert len(list(root.glob("notes.*"))) == 1
+    assert "cut over; serve" in migrate(third, "--cut-over"), "as the refusal said"
+
+
+def test_the_command_embeds_anew_where_the_encoder_is_not_what_it_was(tmp_path, artifacts, capsys):
+    encoder = OnnxEncoder(artifacts[0], threads=1)
+    now = encode(encoder, SENTENCES_KEPT)
+    text, command = SENTENCES[0], ["--data", str(tmp_path / "data"), "migrate", "notes"]
+    with closing(LocalStore(tmp_path / "data")) as store:
+        store.create("notes", 64, encoder.fingerprint, now[::-1].copy())
+        other = encode(encoder, [SENTENCES[5]])
+        store.upsert("notes", [Document("1", text, "en")], other, encoder.fingerprint)
+    index_command.main([*command, str(artifacts[0])])
+    assert "1 of 1 documents" in capsys.readouterr().out
+    for _ in range(2):
+        index_command.main([*command, str(artifacts[0]), "--cut-over"])
+    assert "cut over; serve" in (said := capsys.readouterr().out)
+    assert "answers already" in said
+    with closing(LocalStore(tmp_path / "data")) as store:
+        query = encode(encoder, [text])
+        [[hit]] = store.search("notes", query, Query(k=1), encoder.fingerprint)
+        assert hit.cosine == pytest.approx(1, abs=1e-5)
+        assert np.allclose(store.canaries("notes"), now, atol=1e-5)
 
 
 def test_every_block_of_the_guide_runs_and_its_table_names_the_fields(tmp_path, artifacts):

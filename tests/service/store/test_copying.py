@@ -217,7 +217,7 @@ def test_what_is_written_while_it_is_copied_is_not_removed(ever, monkeypatch):
         source.delete("a", ["d9"])
     else:
         target.upsert("a", [Document("new", "t", "en")], vector_of("new")[None], PRINT)
-    with pytest.raises(StoreError, match="'(d9|new)' of 'a' was written .* nothing was removed"):
+    with pytest.raises(StoreError, match=r"'(d9|new)' of 'a' was written .* nothing was removed"):
         verify_copy(source, target, "a", counted)
     copy_collection(source, target, "a", counted)
     _, surplus = verify_copy(source, target, "a", counted)
