@@ -259,4 +259,8 @@ class StoreCorrupt(StoreError):
 
     @property
     def public(self) -> str:
-        return "what is stored is damaged and not served; the service's log says what was found"
+        return (
+            "what is stored is damaged and not served; the service's log says what was found, and "
+            "restoring a snapshot that is whole puts it in a damaged collection's place "
+            "(POST /v1/collections/NAME/snapshots/ID/restore)"
+        )

@@ -56,6 +56,7 @@ from service.store.migrations import Migrating
 from service.store.protocol import Store
 from service.tei_schemas import TeiEmbedRequest
 from service.tracing import TracedStore, Tracing
+from service.unusable import warn_of_unusable
 from service.workers.engine_socket import offer_engine
 
 log = logging.getLogger(__name__)
@@ -234,6 +235,8 @@ async def _start(state: State) -> None:
                 await offer_demo(state)
             except StoreUnavailable as error:
                 log.error("no demo until the next start: %s", error)
+        if state.settings.collections:
+            await warn_of_unusable(state)  # after the demo, which makes itself anew
     except Exception:
         state.starting = "start_failed"
         log.exception("the service could not start up and stays not ready")

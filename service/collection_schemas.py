@@ -84,6 +84,9 @@ class CollectionDescription(BaseModel):
     name: str
     dimensions: int
     fingerprint: str = Field(description="Of the encoder that all its vectors come from.")
+    served: bool = Field(
+        description="Whether that encoder is; where not, searches and writes answer 409."
+    )
     count: int
     languages: dict[str, int]
     index_state: Literal["exact", "building", "approximate", "corrupt"] = Field(

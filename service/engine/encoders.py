@@ -96,11 +96,15 @@ class Encoders:
             f"model must be one that is served, which are {served}; got {model[:80]!r}"
         )
 
-    def of(self, info: CollectionInfo) -> Embedder:
-        """The one that a collection belongs to. Raises FingerprintMismatch where it is not served."""
+    def of(self, info: CollectionInfo, *, otherwise: str = "") -> Embedder:
+        """The one that a collection belongs to. Raises FingerprintMismatch where it is not served.
+
+        otherwise: what can be done then, beside what that says by itself.
+        """
         found = self._embedders.get(info.fingerprint)
         if found is None:
-            check_fingerprint(info.name, info.fingerprint, self.default.encoder.fingerprint)
+            ours = self.default.encoder.fingerprint
+            check_fingerprint(info.name, info.fingerprint, ours, otherwise=otherwise)
             raise AssertionError("the default is among the embedders")
         return found
 

@@ -37,7 +37,7 @@ def router(state: State) -> APIRouter:
     async def list_collections() -> CollectionList:
         """All collections."""
         infos = await asyncio.to_thread(store.list)
-        return CollectionList(collections=[described(info) for info in infos])
+        return CollectionList(collections=[described(state, info) for info in infos])
 
     @routes.put(
         "/{name}",
@@ -63,8 +63,8 @@ def router(state: State) -> APIRouter:
             with suppress(CollectionNotFound):
                 info = await asyncio.to_thread(store.describe, name)
                 if state.encoders.get(info.fingerprint):
-                    return described(info)
-        return described(await state.canaries.create(name, embedder))
+                    return described(state, info)
+        return described(state, await state.canaries.create(name, embedder))
 
     @routes.get(
         "/{name}",
@@ -73,7 +73,7 @@ def router(state: State) -> APIRouter:
     )
     async def describe_collection(name: Name) -> CollectionDescription:
         """One collection: how many documents, in which languages, by which encoder."""
-        return described(await asyncio.to_thread(store.describe, name))
+        return described(state, await asyncio.to_thread(store.describe, name))
 
     @routes.delete("/{name}", status_code=204, responses=documented(404, 422, *STORE_ERRORS))
     async def drop_collection(name: Name) -> None:
@@ -98,10 +98,13 @@ async def with_encoder(
     CanaryMismatch where that encoder is not what it was.
     """
     info = await asyncio.to_thread(state.store.describe, name)  # 404 before any work
+    otherwise = (
+        f"move it to one that is (POST {PREFIX}/{name}/migration), " if state.migrator else ""
+    )
     while True:
         await state.canaries.see_to_on(name)
         try:
-            embedder = state.encoders.of(info)
+            embedder = state.encoders.of(info, otherwise=otherwise)
             with embedder.holders:
                 return await use(info, embedder)
         except FingerprintMismatch:
@@ -110,11 +113,12 @@ async def with_encoder(
                 raise
 
 
-def described(info: CollectionInfo) -> CollectionDescription:
+def described(state: State, info: CollectionInfo) -> CollectionDescription:
     return CollectionDescription(
         name=info.name,
         dimensions=info.dim,
         fingerprint=info.fingerprint,
+        served=state.encoders.get(info.fingerprint) is not None,
         count=info.count,
         languages=info.languages,
         index_state=info.index_state,

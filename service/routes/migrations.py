@@ -100,7 +100,7 @@ def router(state: State) -> APIRouter:
         """Drop the old encoder's vectors, after a cut-over. There is no way back then."""
         migrations, _ = _available(state)
         await asyncio.to_thread(migrations.retire, name)
-        return described(await asyncio.to_thread(state.store.describe, name))
+        return described(state, await asyncio.to_thread(state.store.describe, name))
 
     @routes.delete(
         "/{name}/migration", status_code=204, responses=documented(404, 409, 422, 500, 501)

@@ -54,9 +54,11 @@ def router(state: State) -> APIRouter:
     async def restore_snapshot(name: Name, snapshot_id: SnapshotId) -> CollectionDescription:
         """Put a snapshot in the place of the collection, which may be damaged or dropped.
 
-        What was written since is gone. Every search is answered by the one or the other.
+        What was written since is gone. Every search is answered by the one or the other. A snapshot
+        belongs to the encoder that made it: where that is not served (`served` is false), searches
+        and writes answer 409 from now on.
         """
-        restored = described(await asyncio.to_thread(store.restore, name, snapshot_id))
+        restored = described(state, await asyncio.to_thread(store.restore, name, snapshot_id))
         await state.canaries.check(name)
         return restored
 

@@ -33,12 +33,12 @@ def check_dim(dim: int) -> None:
         raise InputError(f"a collection's dim is 1 to {MAX_DIM}, got {dim}")
 
 
-def check_fingerprint(name: str, expected: str, found: str) -> None:
-    """Refuse vectors of another encoder than the collection's."""
+def check_fingerprint(name: str, expected: str, found: str, *, otherwise: str = "") -> None:
+    """Refuse vectors of another encoder than the collection's. otherwise: a further way out."""
     if expected != found:
         raise FingerprintMismatch(
             f"collection {name!r} holds vectors of encoder {expected}, these come from encoder {found}; "
-            "serve that encoder's model to use it, or put its texts into a new collection",
+            f"serve that encoder's model to use it, {otherwise}or put its texts into a new collection",
             expected=expected,
             found=found,
         )
