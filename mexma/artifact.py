@@ -252,6 +252,11 @@ def replace_directory(target: Path) -> Iterator[Path]:
         raise
 
 
+def is_artifact(path: Path) -> bool:
+    """Whether this is meant to be one; `open_artifact` says whether it is whole."""
+    return (path / MANIFEST).is_file() and (path / MODEL).is_file()
+
+
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into `path`."""
     (path / MANIFEST).write_text(manifest.to_json() + "\n", encoding="utf-8")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mexma.artifact import POOLINGS, PRECISIONS
-from mexma.errors import MexmaError
+from mexma.errors import ArtifactError, MexmaError
 from model_export.export import Exported, export
 from model_export.parity import SENTENCES_PER_LANGUAGE
 from training.checkpoint import load_checkpoint
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     a = parser().parse_args(arguments)
     say = functools.partial(print, file=sys.stderr, flush=True)
     try:
+        check_place(a.out)  # what takes minutes comes after
         checkpoint = load_checkpoint(
             a.source, pooling=a.pooling, prefix=a.prefix, max_tokens=a.max_tokens
         )
@@ -71,11 +73,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MexmaError as error:
         print(f"mexma-export: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(
+            f"mexma-export: {error.filename or a.out}: {error.strerror or error}", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt:
         print(f"mexma-export: stopped; {a.out} is whole or as it was", file=sys.stderr)
         return 130
     print(summary(exported))
     return 0
+
+
+def check_place(out: Path) -> None:
+    """Refuse where no directory `out` can be made. Raises ArtifactError."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ArtifactError(f"{out}: expected a place for a directory, {there} is a file")
+    place = out.absolute().parent if there == out else there
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ArtifactError(f"{out}: expected a place for a directory, {place} is not writable")
 
 
 def summary(exported: Exported) -> str:

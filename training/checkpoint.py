@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 from safetensors.torch import save_file
 
-from mexma.artifact import replace_directory
+from mexma.artifact import is_artifact, replace_directory
 from mexma.checkpoint import (
     CONFIG,
     TOKENIZER,
@@ -72,6 +72,10 @@ def load_checkpoint(
         raise CheckpointError(f"{source}: expected a directory or a hub name, found neither")
 
     description = open_checkpoint(path) if is_checkpoint(path) else None
+    if description is None and is_artifact(path) and not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{source}: this is an artifact already, which is served as it is; expected a checkpoint"
+        )
     directory = hugging_face.transformer_directory(path)
     config = hugging_face.read_config(directory)
     head = None

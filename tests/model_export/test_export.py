@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from importlib import metadata
 from importlib.metadata import PackageNotFoundError
 
@@ -11,6 +13,7 @@ import onnx
 import pytest
 import torch
 
+import model_export.__main__ as exporting
 import model_export.export
 import model_export.parity
 from mexma.artifact import PRECISIONS, open_artifact
@@ -160,6 +163,38 @@ def test_the_command_line(tmp_path, capsys):
     assert error.startswith("mexma-export: ")
     assert error.count("\n") == 1
     assert open_artifact(tmp_path / "artifact").manifest == manifest
+
+
+def test_an_artifact_is_no_checkpoint_and_the_command_says_so(artifacts, tmp_path, capsys):
+    assert main([str(artifacts["fp32"].path), str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "this is an artifact already" in line
+
+
+def test_a_place_where_nothing_can_be_written_is_said_before_the_model_is_read(
+    tmp_path, capsys, monkeypatch
+):
+    read = []
+    monkeypatch.setattr(exporting, "load_checkpoint", lambda *_, **__: read.append(1))
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/out", "file/deeper/out"):
+        assert main(["checkpoint", str(tmp_path / out)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"{tmp_path / 'file'} is a file")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # this user may be one who may all
+    assert main(["checkpoint", str(tmp_path / "new" / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{tmp_path} is not writable")
+    monkeypatch.undo()
+    assert not read
+    assert (tmp_path / "file").read_text() == "mine"
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+    monkeypatch.setattr(exporting, "load_checkpoint", full)
+    assert main(["checkpoint", str(tmp_path / "new" / "out")]) == 1
+    assert capsys.readouterr().err == "mexma-export: somewhere: No space left on device\n"
 
 
 def test_the_command_line_refuses_what_it_does_not_know(capsys):
