@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,6 +16,7 @@ import pytest
 from docs.reference import PAGES, literal_values, settings_page
 from mexma.session import Engine
 from service.settings import Settings
+from service.store.admission import MAX_ID_BYTES
 from tests.conftest import ROOT, Server
 from training.recipes import RECIPES
 
@@ -111,6 +114,26 @@ def test_the_page_of_settings_lists_the_values_of_each_that_has_a_list():
     assert {"DEVICE", "MILVUS_INDEX", "LOG_LEVEL"} < listed.keys()
     assert literal_values(int | None) == literal_values(list[int]) == ()
     assert literal_values(Literal["a", "b"] | None) == ("a", "b")
+
+
+def test_limits_in_the_readme_are_those_of_the_code():
+    schemas = json.loads((ROOT / "docs/openapi.json").read_text())["components"]["schemas"]
+    k = schemas["SearchRequest"]["properties"]["k"]
+    assert f"| how many neighbours ({k['default']}, at most {k['maximum']:.0f}) |" in README
+    limit = schemas["ScrollRequest"]["properties"]["limit"]
+    assert f"`limit` at a time: {limit['default']}, at most {limit['maximum']:,.0f}" in README
+    assert re.search(rf"ids of documents 1 to {MAX_ID_BYTES}\s+bytes of UTF-8", README)
+
+
+def test_the_guide_to_milvus_names_what_brings_its_client():
+    guide = (ROOT / "docs/milvus.md").read_text()
+    assert "--build-arg EXTRAS=milvus" in guide
+    assert (ROOT / "Dockerfile").read_text().count("$EXTRAS'.split()") == 2
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["optional-dependencies"]["milvus"][0].startswith("pymilvus>")
+    assert "pip install milvus-lite pymilvus" in guide
+    lite = {re.split("[;<>= ]", r)[0] for r in metadata.requires("milvus-lite") or ()}
+    assert "pymilvus" not in lite, "else naming both says too much"
 
 
 def test_the_runbook_knows_every_reason_for_not_being_ready():

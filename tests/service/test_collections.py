@@ -139,6 +139,11 @@ def test_upsert_says_what_became_of_each_document(cats):
     found = cats.get("/v1/collections/cats/documents/en-1").json()
     assert found == {"id": "en-1", "text": "I have three cats.", "lang": "en", "metadata": {}}
     assert cats.get("/v1/collections/cats").json()["count"] == 6
+    with_metadata = "/v1/collections/cats/documents/de-1"
+    assert cats.get(with_metadata).json()["metadata"] == {"page": 3}
+    document = {"id": "de-1", "text": "Ich habe zwei Katzen."}
+    cats.post("/v1/collections/cats/documents", json={"documents": [document]})
+    assert cats.get(with_metadata).json()["metadata"] == {}, "replaced as a whole"
 
 
 def test_a_language_that_is_no_tag_fails_its_document_alone_and_says_so_in_words(cats):

@@ -23,6 +23,7 @@ from service.store import caretaker, planner
 from service.store.local import LocalStore
 from service.store.pair import HELD_ROWS, Embedded
 from service.store.protocol import Document, Query, Selection
+from tests.conftest import ROOT
 
 from .crash_worker import DIM, NEW, NEW_DIM, PRINT, by, embed_by, vector_of
 from .test_index import flip
@@ -430,6 +431,19 @@ def test_the_overlap_is_what_an_independent_calculation_finds(tmp_path):
     found = migrations.overlap("a", 5, 10)
     assert found.overlap == pytest.approx(np.mean([shared[i] for i in sampled]), abs=1e-12)
     assert migrations.overlap("a", 500, 10).k == 36, "half of the others"
+    store.close()
+
+
+def test_few_documents_overlap_by_chance_as_the_guide_says(tmp_path):
+    store = filled(tmp_path, "a", count=12)
+    store.migrations.begin("a", NEW_DIM, NEW)
+    follow(store)
+    found = store.migrations.overlap("a", 10, 100)
+    guide = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
+    assert f"of 12 documents `k` is {found.k} and chance {found.k / 11:.2f}" in guide
+    store.delete("a", [f"d{i}" for i in range(10)])
+    assert store.migrations.overlap("a", 10, 100) is None
+    assert "Under three documents there is no report" in guide
     store.close()
 
 
