@@ -221,7 +221,8 @@ async def _set_watchdogs(state: State) -> None:
 
 
 async def _start(state: State) -> None:
-    """What happens while the port is already open; ready turns on at the end."""
+    """What happens while the port is already open; then ready turns on, and what it does not wait for
+    is said."""
     try:
         await asyncio.to_thread(state.detector.detect, "warm up")
         for embedder in state.encoders:
@@ -235,8 +236,6 @@ async def _start(state: State) -> None:
                 await offer_demo(state)
             except StoreUnavailable as error:
                 log.error("no demo until the next start: %s", error)
-        if state.settings.collections:
-            await warn_of_unusable(state)  # after the demo, which makes itself anew
     except Exception:
         state.starting = "start_failed"
         log.exception("the service could not start up and stays not ready")
@@ -248,3 +247,5 @@ async def _start(state: State) -> None:
     for embedder in state.encoders:
         encoder = embedder.encoder
         log.info("ready: %s, fingerprint %s", encoder.manifest.name, encoder.fingerprint)
+    if state.settings.collections:  # the demo, which makes itself anew, is there
+        await warn_of_unusable(state)
