@@ -173,9 +173,47 @@ def test_the_command_makes_lists_and_revokes(tmp_path, capsys):
     assert keys.find(second) is not None
 
 
+def test_a_further_key_of_a_name_has_its_quota(tmp_path, capsys):
+    """Else rotating a key as the runbook says would lift it."""
+    file = tmp_path / "keys.json"
+
+    def create(*arguments: str) -> str:
+        keys_command.main([str(file), "create", *arguments])
+        out, err = capsys.readouterr()
+        assert KeyFile(file).find(out.strip()) is not None  # nothing but the key, for scripts
+        return err
+
+    def quotas(name: str) -> list[int | None]:
+        return [k.tokens_per_minute for k in read_keys(file).values() if k.name == name]
+
+    assert create("small", "--tokens-per-minute", "20") == ""
+    assert create("other") == ""
+    assert create("small") == "small has a quota of 20 tokens a minute, and so has the new key\n"
+    assert quotas("small") == [20, 20]
+    said = create("small", "--tokens-per-minute", "30")
+    assert said == "all keys of small have a quota of 30 tokens a minute now, 2 had not\n"
+    assert quotas("small") == [30, 30, 30]
+    assert "no quota" in create("small", "--tokens-per-minute", "none")
+    assert quotas("small") == [None] * 4
+    assert quotas("other") == [None]
+
+
+def test_of_several_quotas_that_a_name_has_the_strictest_is_taken(tmp_path, capsys):
+    file = tmp_path / "keys.json"
+    write_keys(file, [new_key("a", "read", tokens_per_minute=q)[1] for q in (50, 40, None)])
+    keys_command.main([str(file), "create", "a"])
+    assert {key.tokens_per_minute for key in read_keys(file).values()} == {40}
+    assert "now, 2 had not" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [["create", "a b"], ["revoke", "00000000"], ["create", "a", "--tokens-per-minute", "0"]],
+    [
+        ["create", "a b"],
+        ["revoke", "00000000"],
+        ["create", "a", "--tokens-per-minute", "0"],
+        ["create", "a", "--tokens-per-minute", "-1"],
+    ],
 )
 def test_the_command_refuses_in_a_sentence(tmp_path, arguments):
     file = tmp_path / "keys.json"
