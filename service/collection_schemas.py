@@ -5,7 +5,6 @@ Search results are described here but never built from these classes.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,35 +16,11 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from service.language_tags import LANGUAGE_TAG, MAX_TAG_CHARACTERS, canonical_tag
 from service.schemas import TRUNCATE, Body, ItemError, Text, Truncation, Whole
 from service.store.protocol import LEAST_RECALL, MOST_RECALL, RECALL
 
 CollectionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-
-
-LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
-MAX_TAG_CHARACTERS = 35
-
-
-def canonical_tag(tag: str) -> str:
-    """A language tag as RFC 5646 (2.1.1) advises to write it: zh-Hant-TW. Raises ValueError."""
-    if len(tag) > MAX_TAG_CHARACTERS or not LANGUAGE_TAG.fullmatch(tag):
-        shown = repr(tag if len(tag) <= 40 else tag[:40] + "…")
-        raise ValueError(f"expected a BCP 47 tag such as 'fi' or 'pt-BR', found {shown}")
-    first, *rest = tag.split("-")
-    first = first.lower()
-    return "-".join([REPLACED.get(first, first), *(_canonical_subtag(subtag) for subtag in rest)])
-
-
-# Languages' former codes, some of which Java and Android still give, by IANA's registry of subtags.
-REPLACED = {"in": "id", "iw": "he", "ji": "yi", "jw": "jv", "mo": "ro"}
-
-
-def _canonical_subtag(subtag: str) -> str:
-    if len(subtag) == 2:
-        return subtag.upper()
-    return subtag.title() if len(subtag) == 4 and subtag.isalpha() else subtag.lower()
-
 
 LanguageTag = Annotated[
     str,
@@ -164,8 +139,8 @@ class DocumentIn(Body):
     text: str = Field(description="One without a token fails alone; the others are stored.")
     lang: str | None = Field(
         None,
-        description="A BCP 47 tag, `fi` or `pt-BR`; detected when absent. A document with what is none "
-        "fails alone.",
+        description="A BCP 47 tag, `fi` or `pt-BR`; detected when absent. A document with what is none, "
+        "or in which no registered language stands first, fails alone.",
     )
     metadata: dict[str, Any] = Field(
         default_factory=dict,

@@ -39,7 +39,7 @@ LEAST_PROBABILITY = 0.1
 """Below this the model itself expects to be wrong nine times in ten; its 140 classes make 0.007 even."""
 RARE = frozenset({
     "ace", "an", "bcl", "br", "crh", "dz", "eo", "ext", "ff", "fo", "fy", "gcf", "gcr", "gn",
-    "guw", "kab", "kik", "ku", "la", "lb", "lg", "lij", "ln", "mg", "mt", "nso", "oc", "om",
+    "guw", "kab", "ki", "ku", "la", "lb", "lg", "lij", "ln", "mg", "mt", "nso", "oc", "om",
     "rw", "sa", "se", "sn", "st", "tg", "tt", "ug", "vec", "vo", "wa", "xh",
 })  # fmt: skip
 """The model's languages that Unicode CLDR 48 does not cover in full (its level "modern")."""
@@ -57,6 +57,7 @@ FOLDED = {
     "grc": "el",
     "gug": "gn",
     "hbo": "he",
+    "kik": "ki",  # the same language, which has a code of two letters
     "ltg": "lv",
     "nn": "no",
     # Nigerian Pidgin: what the model mostly calls so is short English ("I am hungry"). Of 1,000

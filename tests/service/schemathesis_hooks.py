@@ -1,12 +1,13 @@
 """What the OpenAPI document cannot say, and schemathesis must not take for valid.
 
 A cursor is one that an earlier page gave. A vector has a direction. A text holds a token, which is for the
-tokenizer to say. A search asks for no more hits in all than the service is set for. A model that is
-reloaded is one that is there.
+tokenizer to say. A tag's language is one that is registered. A search asks for no more hits in all than the
+service is set for. A model that is reloaded is one that is there.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import schemathesis
@@ -17,6 +18,19 @@ def _mended(value: Any) -> Any:
     if isinstance(value, str):
         return value if any(character.isalnum() for character in value) else f"{value}x"
     return [_mended(one) for one in value] if isinstance(value, list) else value
+
+
+def _registered(tags: Any) -> Any:
+    if isinstance(tags, list):
+        return [_registered(tag) for tag in tags]
+    subtags = re.split("[_-]", tags)
+    if subtags[0] in ("x", "X"):
+        return tags
+    # After the language three letters are another that belongs to it.
+    follows = subtags[1:]
+    if follows and len(follows[0]) == 3 and follows[0].isalpha():
+        follows[0] = "yue"
+    return "-".join(["zh", *follows])
 
 
 @schemathesis.hook
@@ -30,6 +44,9 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
             body[name] = _mended(body[name])
     if body.get("cursor") is not None:
         body["cursor"] = None
+    for tag in ("query_language", "languages"):
+        if body.get(tag):
+            body[tag] = _registered(body[tag])
     if case.path == "/v1/models/reload":
         body.pop("model", None)
     if body.get("per_language"):

@@ -7,6 +7,8 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
+from service.store.local import LocalStore
+from service.store.protocol import Document
 from tests.fakes import FakeEncoder
 
 DOCUMENTS = [
@@ -91,6 +93,36 @@ def test_a_former_code_of_a_language_is_todays_wherever_it_stands(cats):
         assert "he-1" not in [hit["id"] for hit in hits["results"][0]], code
 
 
+def test_a_language_has_one_code_wherever_it_stands_and_a_name_is_none(cats):
+    document = {"id": "de-9", "text": "Ich habe zwei Katzen.", "lang": "ger_AT"}
+    upserted = cats.post("/v1/collections/cats/documents", json={"documents": [document]}).json()
+    assert upserted["results"][0]["lang"] == "de-AT"
+    for code in ("deu", "de", "de_AT"):
+        body = search(cats, queries=["cats"], languages=[code])
+        assert "de-9" in [hit["id"] for hit in body["results"][0]], code
+    for code in ("deu", "ger", "de"):
+        hits = search(cats, queries=["x"], query_language=code, exclude_query_language=True)
+        assert "de-9" not in [hit["id"] for hit in hits["results"][0]], code
+    assert "'de' may be meant" in refused(cats, 422, queries=["x"], languages=["german"])
+    assert "'ja' may be meant" in refused(cats, 422, queries=["x"], query_language="jp")
+    document["lang"] = "english"
+    upserted = cats.post("/v1/collections/cats/documents", json={"documents": [document]}).json()
+    assert "'en' may be meant" in upserted["results"][0]["error"]["message"]
+
+
+def test_what_was_stored_under_a_language_that_is_none_now_is_read(make_client, tmp_path):
+    store, encoder = LocalStore(tmp_path / "data"), FakeEncoder()
+    client = make_client(store=store)
+    client.put("/v1/collections/cats")
+    old = Document(id="1", text="Zwei Katzen.", lang="german", metadata={})
+    store.upsert("cats", [old], encoder.vector(old.text)[None], encoder.fingerprint)
+    assert client.get("/v1/collections/cats/documents/1").json()["lang"] == "german"
+    assert client.get("/v1/collections/cats").json()["languages"] == {"german": 1}
+    assert search(client, queries=["x"], per_language=True)["results"][0][0]["lang"] == "german"
+    scrolled = client.post("/v1/collections/cats/documents/scroll", json={}).json()
+    assert scrolled["documents"][0]["lang"] == "german"
+
+
 @pytest.mark.parametrize("step", [".", ".."])
 def test_an_id_with_which_a_client_would_drop_the_collection_is_refused(cats, step):
     says = refused(
@@ -149,7 +181,7 @@ def test_upsert_says_what_became_of_each_document(cats):
 def test_a_language_that_is_no_tag_fails_its_document_alone_and_says_so_in_words(cats):
     sent = [
         {"id": "good", "text": "Two cats.", "lang": "en"},
-        {"id": "en-1", "text": "I have three cats.", "lang": "en_GB"},
+        {"id": "en-1", "text": "I have three cats.", "lang": "en GB"},
         {"id": "long", "text": "Three cats.", "lang": "en-" + "x" * 99},
         {"id": "both", "text": "", "lang": ""},
     ]
@@ -157,7 +189,7 @@ def test_a_language_that_is_no_tag_fails_its_document_alone_and_says_so_in_words
     assert [r["status"] for r in body["results"]] == ["created", "failed", "failed", "failed"]
     assert {r["error"]["code"] for r in body["results"][1:]} == {"invalid_language_tag"}
     assert body["results"][1]["error"]["message"] == (
-        "item 1: lang: expected a BCP 47 tag such as 'fi' or 'pt-BR', found 'en_GB'"
+        "item 1: lang: expected a BCP 47 tag such as 'fi' or 'pt-BR', found 'en GB'"
     )
     assert len(body["results"][2]["error"]["message"]) < 150
     there = cats.get("/v1/collections/cats/documents/en-1").json()
@@ -267,7 +299,7 @@ def test_what_is_refused(cats):
     assert "k:" in refused(cats, 422, queries=["x"], k="3")
     assert "exact:" in refused(cats, 422, queries=["x"], exact="yes")
     expected = "expected a BCP 47 tag such as 'fi' or 'pt-BR', found"
-    for wrong in ("not a tag", "pt_BR", ""):
+    for wrong in ("not a tag", "pt BR", ""):
         message = refused(cats, 422, queries=["x"], languages=["fi", wrong])
         assert message == f"languages.1: {expected} {wrong!r}"
     message = refused(cats, 422, queries=["x"], query_language="f")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -55,6 +57,13 @@ def test_too_little_to_decide_from(text):
     lang, probability = DETECTOR.identify(text)
     assert lang == "und"
     assert probability < LEAST_PROBABILITY
+
+
+def test_short_texts_come_out_wrong_as_the_readme_says():
+    """When they no longer do, it needs another example."""
+    says = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text, lang = re.search("`([^`]+)` is Swedish and comes out as `(..)`", says).groups()
+    assert DETECTOR.detect(text) == lang
 
 
 @pytest.mark.parametrize("text", ["hello world", "Hello world", "hola mundo", "ciao mondo"])
