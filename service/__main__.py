@@ -269,7 +269,7 @@ def _settings() -> Settings:
         name = "_".join(str(part) for part in problem["loc"]).upper()
         sys.exit(
             f"mexma-serve: setting {name if name.startswith('MEXMA_') else 'MEXMA_' + name}: "
-            f"{problem['msg']}, found {problem['input']!r}"
+            f"{problem['msg'].removeprefix('Value error, ')}, found {problem['input']!r}"
         )
 
 

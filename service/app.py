@@ -144,6 +144,7 @@ def create_app(
     )
     app.state.client_header = settings.client_header
     app.state.encoders = state.encoders
+    app.state.collections = settings.collections
     http_errors.install(app)
     refused = documented(*ACCESS_ERRORS)
     app.include_router(models.router(state), responses=refused)  # before a model of such a name

@@ -142,8 +142,8 @@ class DocumentIn(Body):
         description="A BCP 47 tag, `fi` or `pt-BR`; detected when absent. A document with what is none, "
         "or in which no registered language stands first, fails alone.",
     )
-    metadata: dict[str, Any] = Field(
-        default_factory=dict,
+    metadata: dict[str, Any] | None = Field(
+        None,
         description="Any object, nested 64 levels at most. Whole numbers from -2^63 to 2^64 - 1 are kept "
         "exactly, others as the nearest float64.",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from typing import Any, NamedTuple
 
 import orjson
@@ -21,6 +22,7 @@ from mexma import errors
 from service.routes.names import UNMATCHED, name_of
 
 log = logging.getLogger(__name__)
+COLLECTIONS = re.compile(r"(/v1)?/collections(/|$)")
 TEI_PATHS = ("/embed", "/similarity", "/tokenize", "/", "/info", "/health")
 
 
@@ -239,7 +241,7 @@ def install(app: FastAPI) -> None:
         )
 
     async def http_error(request: Request, error: HTTPException) -> Response:
-        message = error.detail
+        message, code = error.detail, None
         if error.status_code in (404, 405) and message in ("Not Found", "Method Not Allowed"):
             path = request.url.path
             message = f"{request.method} {path}: {message.lower()}; /docs lists the routes"
@@ -247,6 +249,11 @@ def install(app: FastAPI) -> None:
             meant = (f"/v1{path}", path.removeprefix("/v1"))
             if there := [p for p in meant if p != path and name_of(p) != UNMATCHED]:
                 message += f", {there[0]} among them"
+            if error.status_code == 404 and not app.state.collections and COLLECTIONS.match(path):
+                message, code = (
+                    "collections are turned off here (MEXMA_COLLECTIONS)",
+                    "collections_off",
+                )
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the framework names the methods of one route of several
             headers = {"allow": _methods(request)}
@@ -255,6 +262,7 @@ def install(app: FastAPI) -> None:
             error.status_code,
             message,
             kind="not_found_error" if error.status_code == 404 else "invalid_request_error",
+            code=code,
             headers=headers,
         )
 

@@ -42,13 +42,15 @@ class JsonRoute(APIRoute):
         takes_body = self.body_field is not None
 
         async def handler(request: Request) -> Response:
-            if takes_body:
+            request = JsonRequest(request.scope, request.receive)
+            # Of one that is missing the framework says so, whatever it is declared as.
+            if takes_body and await request.body():
                 kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
                 if kind != "application/json" and not kind.endswith("+json"):
                     raise HTTPException(
                         415,
                         f"expected content-type application/json, found {kind if kind else 'none'}",
                     )
-            return await inner(JsonRequest(request.scope, request.receive))
+            return await inner(request)
 
         return handler

@@ -27,7 +27,7 @@ from service.engine.claims import current as current_claim
 from service.http_errors import error_response
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
-from service.routes.names import UNMATCHED, name_of
+from service.routes.names import COLLECTION, UNMATCHED, name_of
 from service.security.audit import Act
 from service.security.audit import current as current_act
 from service.security.gate import Gate
@@ -45,6 +45,12 @@ Shortcut = Callable[
 # A client that left is noticed so much later at most; most requests are done before.
 WATCH_AFTER_S = 0.05
 NUMBER = itertools.count(1)
+# Of our answers, what a page of another origin may read; browsers hide all others from it.
+EXPOSED = (
+    "x-request-id", "x-encoder-fingerprint", "x-truncation", "x-truncated-items", "retry-after",
+    "retry-after-ms", "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "server-timing",
+    "www-authenticate", "allow", "accept-encoding",
+)  # fmt: skip
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -275,9 +281,17 @@ def _as_declared(scope: Scope) -> Scope:
     changes: dict[str, str | bytes] = {}
     if scope["method"] == "HEAD":
         changes["method"] = "GET"
-    if path.endswith("/") and raw.endswith(b"/") and name_of(path) == UNMATCHED:
+    if path.endswith("/") and raw.endswith(b"/") and _is_none(path, scope["method"]):
         changes |= {"path": path[:-1], "raw_path": raw[:-1]}
     return {**scope, **changes} if changes else scope
+
+
+def _is_none(path: str, method: str) -> bool:
+    """Whether the slash at the end says nothing. Where a name could follow, it is the list of all, except
+    to DELETE: a client whose id is empty must not come to where all are deleted."""
+    if path == "/v1/models/" or name_of(path[:-1]) == f"{COLLECTION}/documents":
+        return method != "DELETE"
+    return name_of(path) == UNMATCHED
 
 
 def _quota_headers() -> list[tuple[bytes, bytes]]:
@@ -313,7 +327,7 @@ def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_origins=origins,
         allow_methods=["GET", "POST", "PUT", "DELETE"],
         allow_headers=["authorization", "content-type", "x-request-id", "x-lane", "x-timeout-ms"],
-        expose_headers=["x-request-id", "x-encoder-fingerprint", "x-truncation", "retry-after"],
+        expose_headers=EXPOSED,
         max_age=600,
     )
 

@@ -6,10 +6,18 @@ built in code and handed to `create_app`. `docs/settings.md` is generated from t
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mexma.session import Engine
@@ -25,6 +33,12 @@ GPU_BATCHES = {"max_batch_tokens": 16_384, "max_batch_items": 512}
 
 def _split(value: Any) -> Any:
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+def _address(value: str | None) -> str | None:
+    if value and not re.match("https?://[^/]", value):
+        raise ValueError("expected an address with its scheme, such as 'http://collector:4318'")
+    return value
 
 
 Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -324,12 +338,13 @@ class Settings(BaseSettings):
         True,
         description="Offer collections. Turn it off where several replicas serve embeddings only: "
         "each would have collections of its own, and a search would find what that one was given. "
-        "Their routes then answer 404.",
+        "Their routes then answer 404 and say so.",
     )
     api_keys_file: Path | None = Field(
         None,
         description="API keys, as `mexma-keys` writes them: hashes, roles (metrics, read, write, admin, "
-        "each includes those before it) and quotas in tokens a minute. It is read again when it "
+        "each includes those before it) and quotas in tokens a minute; a request of more is let in when the "
+        "quota is whole, and the rest is owed. It is read again when it "
         "changes. A file that cannot be read then leaves the keys as they were, and "
         "`mexma_api_keys_valid` turns 0. Unset: everybody may do everything.",
     )
@@ -353,7 +368,7 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(
         None, description="Private key of the certificate in PEM, without a passphrase."
     )
-    otlp_endpoint: str | None = Field(
+    otlp_endpoint: Annotated[str | None, AfterValidator(_address)] = Field(
         None,
         description="An OTLP/HTTP collector (`http://collector:4318`) that gets a trace of every "
         "request: tokenising, queue, engine, store. Needs the extra `otel`. Unset: nothing is traced.",

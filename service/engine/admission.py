@@ -18,6 +18,9 @@ from service.engine.claims import Claims
 from service.engine.cost import BatchCost, Pace
 from service.engine.lanes import Lane, Lanes
 
+# So much longer than the wait it is told for, a time needs no explanation.
+SLACK_S = 0.5
+
 
 class Asked(NamedTuple):
     """Room for so many tokens. deadline: until when they must have begun, by the clock of `now`. claim:
@@ -65,7 +68,10 @@ class Admission:
             self._returned(False)
         key = None if asked.claim is None else (asked.client, asked.claim)
         told_s = self._claims.tell(key, asked.tokens, wait_s, tokens_per_s=self._rate, now=now)
-        return Overloaded(f"{reason}; retry later", retry_after_s=told_s)
+        # The rest is the claims of others. (A wait beyond LONGEST_S is told as that.)
+        kept = f" in {told_s:.1f} s: those who were told to come before have the places until then"
+        later = kept if told_s > wait_s + SLACK_S else " later"
+        return Overloaded(f"{reason}; retry{later}", retry_after_s=told_s)
 
     def admit(self, asked: Asked, now: float) -> bool:
         """Whether they go before what else waits of their client. Raises Overloaded."""

@@ -171,6 +171,11 @@ class Embedder:
         """Of a request that does not say."""
         return "interactive" if tokens <= self.settings.interactive_tokens else "bulk"
 
+    def _is_idle(self) -> bool:
+        """Whether nothing is before what is submitted now, as far as is known: not of an engine elsewhere."""
+        batcher = self.batcher
+        return not (self._submit or batcher.queued_tokens or batcher.running_s())
+
     def _limit_s(self, caller: Caller) -> float:
         """How long a request may take, by whoever is less patient."""
         limit_s = self.settings.request_timeout_s
@@ -214,6 +219,7 @@ class Embedder:
         self.check_count(len(items))
         started = time.monotonic()
         limit_s = self._limit_s(caller)
+        alone = False
         try:
             async with asyncio.timeout(limit_s):
                 if inline:
@@ -225,6 +231,7 @@ class Embedder:
                 tokenize_s = time.monotonic() - started
                 sequences = [t.ids for t in tokens if t is not None]
                 internal = is_ours(caller)
+                alone = self._is_idle()
                 with quotas.spending(0 if internal else sum(map(len, sequences))):
                     job = await (self._submit or self.batcher.submit)(
                         sequences,
@@ -235,8 +242,14 @@ class Embedder:
                     )
         except (TimeoutError, DeadlineExceeded):
             raise DeadlineExceeded(
-                f"the vectors were not ready within {limit_s:g} s; send "
-                "fewer texts at once, or retry when the service is less busy"
+                f"the vectors were not ready within {limit_s:g} s, "
+                + (
+                    "with nothing before them"
+                    if alone
+                    else "perhaps because of others' before them"
+                )
+                + "; send fewer texts at once or wait longer"
+                + ("" if alone else ", or retry when the service is less busy")
             ) from None
         errors: dict[int, InputError | EngineError] = dict(failed)
         if not failed and not job.errors and job.vectors is not None:

@@ -172,7 +172,7 @@ async def _upserted(
             id=body.documents[i].id,
             text=texts[i],
             lang=languages[i],
-            metadata=body.documents[i].metadata,
+            metadata=body.documents[i].metadata or {},
         )
         for i in good
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,9 +37,11 @@ class Bucket:
         self._fill()
         needed = min(tokens, self.tokens_per_minute)
         if needed > self._level:
+            debt = math.ceil(-self._level)
+            owed = f": an earlier request was larger, {debt} are still owed" if debt > 0 else ""
             raise QuotaExceeded(
                 f"the request has {tokens} tokens, of {self.tokens_per_minute} a minute "
-                f"{max(0, int(self._level))} are left",
+                f"{max(0, int(self._level))} are left{owed}",
                 retry_after_s=(needed - self._level) * 60 / self.tokens_per_minute,
                 limit=self.tokens_per_minute,
             )

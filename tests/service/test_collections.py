@@ -148,6 +148,13 @@ def test_numbers_in_metadata_are_exact_as_far_as_it_is_promised(client):
     assert "-2^63 to 2^64 - 1" in schema["properties"]["metadata"]["description"]
 
 
+def test_no_metadata_is_none_given(cats):
+    document = {"id": "de-1", "text": "x", "lang": None, "metadata": None}
+    body = cats.post("/v1/collections/cats/documents", json={"documents": [document]}).json()
+    assert body["updated"] == 1
+    assert cats.get("/v1/collections/cats/documents/de-1").json()["metadata"] == {}
+
+
 @pytest.mark.parametrize("name", ["a b", "x" * 65, "..", "ä", "a.b"])
 def test_names_are_letters_digits_and_dashes(client, name):
     assert client.put(f"/v1/collections/{name}").status_code in (404, 405, 422)

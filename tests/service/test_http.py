@@ -56,6 +56,16 @@ def test_a_body_not_declared_as_json_gets_415(client, kind):
     assert "application/json" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed", "/v1/collections/c/search"])
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/json"])
+def test_a_body_that_is_not_there_is_missing_whatever_it_is_declared_as(client, path, kind):
+    for headers in ({}, {"content-type": kind}) if kind else ({},):
+        answer = client.post(path, headers=headers)
+        assert answer.status_code == 422
+        error = answer.json()["error"]
+        assert (error if path == "/embed" else error["message"]) == "the body is missing"
+
+
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/embed", "/v1/collections/c/documents"])
 def test_a_packed_body_is_refused_for_what_it_is(client, path):
     packed = gzip.compress(b'{"input": "x"}')
@@ -266,6 +276,10 @@ def test_a_slash_too_many_is_none(client):
     for document in documents:
         found = client.get(f"/v1/collections/c/documents/{quote(document['id'], safe='/')}")
         assert found.json()["id"] == document["id"]
+    assert client.get("/v1/models/").json() == client.get("/v1/models").json()
+    assert client.get("/v1/collections/c/documents/").headers["allow"] == "DELETE, POST"
+    sent = client.post("/v1/collections/c/documents/", json={"documents": documents})
+    assert sent.json()["updated"] == len(documents)
     # Without an id it is a document that there is not, and never all of them.
     assert client.delete("/v1/collections/c/documents/").status_code == 404
     counted = client.get("/metrics").text
@@ -408,6 +422,11 @@ def test_a_service_of_embeddings_only_has_no_collections(make_client):
     assert client.post("/v1/embeddings", json={"input": "x"}).status_code == 200
     assert client.put("/v1/collections/c").status_code == 404
     assert client.get("/v1/collections/demo").status_code == 404
+    for path in ("/v1/collections", "/v1/collections/", "/v1/collections/demo/search"):
+        error = client.post(path, json={"queries": ["x"]}).json()["error"]
+        assert error["code"] == "collections_off"
+        assert "MEXMA_COLLECTIONS" in error["message"]
+    assert "not found" in client.get("/v1/collectionses").json()["error"]["message"]
     assert not [
         path for path in client.get("/openapi.json").json()["paths"] if "collections" in path
     ]
@@ -504,7 +523,9 @@ def test_a_client_says_how_long_it_will_wait(make_client):
     response = client.post("/v1/embeddings", json={"input": "x"}, headers={"x-timeout-ms": "50"})
     encoder.gate.set()
     assert response.status_code == 504
-    assert "within 0.05 s" in response.json()["error"]["message"]
+    message = response.json()["error"]["message"]
+    assert "within 0.05 s, with nothing before them" in message
+    assert "less busy" not in message
 
 
 def test_a_time_out_is_503_where_the_queue_outlasts_it_and_504_where_nothing_is_in_the_way(
@@ -537,6 +558,25 @@ def test_a_time_out_is_503_where_the_queue_outlasts_it_and_504_where_nothing_is_
     assert behind.status_code == 503
     assert int(behind.headers["retry-after-ms"]) > 1
     assert "longer than they may" in behind.json()["error"]["message"]
+
+
+def test_a_504_for_what_waited_says_that_coming_back_may_help(make_client):
+    encoder = FakeEncoder()
+    client = make_client(encoder)
+    encoder.gate.clear()
+    with ThreadPoolExecutor() as others:
+        try:
+            ran = len(encoder.batches)
+            others.submit(client.post, "/v1/embeddings", json={"input": "on the engine"})
+            while len(encoder.batches) == ran:
+                time.sleep(0.001)
+            behind = client.post(
+                "/v1/embeddings", json={"input": "Hello"}, headers={"x-timeout-ms": "1"}
+            )
+        finally:
+            encoder.gate.set()
+    assert behind.status_code == 504
+    assert "retry when the service is less busy" in behind.json()["error"]["message"]
 
 
 class Recorder:

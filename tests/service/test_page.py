@@ -226,6 +226,19 @@ def test_where_there_are_keys_the_page_asks_for_one(browser: Browser, tmp_path: 
     assert server.process.wait(60) == 0
 
 
+def test_where_collections_are_off_the_page_says_so(browser: Browser, tmp_path: Path) -> None:
+    server = start_server(tmp_path, collections="false")
+    while not is_port_open(server):
+        assert server.process.poll() is None, server.log.read_text()
+    page = browser.new_page()
+    page.goto(server.url)
+    expect(page.get_by_role("status")).to_contain_text("collections are turned off here")
+    expect(page.locator("#model")).to_contain_text("mexma-small")
+    page.close()
+    server.process.terminate()
+    assert server.process.wait(60) == 0
+
+
 def is_port_open(server: Server) -> bool:
     try:
         return httpx.get(f"{server.url}/health/live").status_code == 200

@@ -557,6 +557,27 @@ def test_whoever_comes_back_when_told_is_taken_though_newcomers_fill_the_queue(l
     assert 7 in encoder.batches[1], "it is run before what came later and waits"
 
 
+def test_a_time_that_is_longer_than_the_wait_is_explained():
+    encoder = FakeEncoder()
+
+    async def scenario(batcher: Batcher) -> None:
+        busy = Busy(encoder, batcher)
+        await busy.enqueue(3)
+        await busy.enqueue(*[50] * 4, client="a")
+        told = []
+        for claim in range(1, 7):
+            with pytest.raises(Overloaded) as refusal:
+                await busy.enqueue(50, client="a", claim=claim)
+            told.append((refusal.value.retry_after_s, str(refusal.value)))
+        (first_s, first), *_, (last_s, last) = told
+        assert last_s > first_s + 1
+        assert first.endswith("; retry later")
+        kept = "those who were told to come before have the places until then"
+        assert last.endswith(f"; retry in {last_s:.1f} s: {kept}")
+
+    run_with(encoder, scenario, max_wait_s=0.9)
+
+
 def test_a_promise_that_cannot_be_kept_is_counted_and_renewed():
     encoder, returns = FakeEncoder(), Returns()
 

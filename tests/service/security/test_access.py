@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
 from service.routes.names import FILLED, FIXED, UNMATCHED, name_of
+from service.security import access
 from service.security.access import RULES, role_for
 from service.security.keys import ROLES
 
@@ -210,3 +213,24 @@ def test_our_own_page_may_call_and_so_may_origins_that_are_listed(make_client):
     assert preflight.status_code == 200
     other = {"origin": "https://evil.example"}
     assert client.post("/v1/embeddings", headers=other, json={"input": "x"}).status_code == 403
+
+
+# Requests', and those that a proxy and its service say to each other.
+NOT_ANSWERED = {"x-lane", "x-timeout-ms", "x-forwarded-for", "x-forwarded-proto"}
+
+
+def test_listed_origins_may_read_every_header_that_answers_have(make_client):
+    """Headers of ours are found in the source, so that the next one is not forgotten."""
+    found = set()
+    for file in Path(access.__file__).parents[1].rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            value = node.value if isinstance(node, ast.Constant) else None
+            text = value.decode("latin-1") if isinstance(value, bytes) else value
+            if isinstance(text, str) and re.fullmatch("(x|retry|server|www)-[a-z-]+", text):
+                found.add(text)
+    assert {"retry-after-ms", "server-timing", "x-truncated-items"} < found >= NOT_ANSWERED
+    client = make_client(cors_origins=("https://app.example",))
+    answer = client.get("/v1/models", headers={"origin": "https://app.example"})
+    exposed = answer.headers["access-control-expose-headers"].split(", ")
+    assert found - NOT_ANSWERED <= set(exposed), found - NOT_ANSWERED - set(exposed)
+    assert not NOT_ANSWERED & set(exposed)

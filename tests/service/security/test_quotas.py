@@ -19,6 +19,7 @@ def test_a_bucket_grants_a_minute_s_worth_and_says_when_the_rest_comes():
     with pytest.raises(QuotaExceeded) as refused:
         bucket.take(50)
     assert refused.value.retry_after_s == pytest.approx(5)
+    assert "owed" not in str(refused.value)
     now += refused.value.retry_after_s - 0.01
     with pytest.raises(QuotaExceeded):
         bucket.take(50)
@@ -33,6 +34,7 @@ def test_a_request_larger_than_a_minute_s_worth_is_granted_once_and_paid_for():
     with pytest.raises(QuotaExceeded) as refused:
         bucket.take(1)
     assert refused.value.retry_after_s == pytest.approx(120.1)
+    assert "an earlier request was larger, 1200 are still owed" in str(refused.value)
     assert bucket.level() == 0
 
 
