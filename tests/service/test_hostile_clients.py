@@ -130,9 +130,9 @@ def test_answers_that_nobody_takes_are_not_kept(server):
     before = files(server)
     leave_answers(server, before)
     memory = server.rss_bytes()
-    for _ in range(4):
+    for _ in range(8):
         leave_answers(server, before)
-    assert server.rss_bytes() - memory < 4 * 16 * 8 * MIB / 2
+    assert server.rss_bytes() - memory < 8 * 16 * 8 * MIB / 2
 
 
 def leave_answers(server, before):
@@ -168,12 +168,13 @@ def test_a_slow_reader_that_keeps_a_pace_gets_all(server):
 def test_a_client_that_closed_its_side_gets_its_answer(server):
     before = files(server)
     quick, long = {"input": "x"}, {"input": [f"{i} " + "word " * 100 for i in range(32)]}
-    for content, interim in ((quick, False), (quick, False), (long, True)):
+    for content in (quick, quick, long):
         with connect(server) as client:
             client.sendall(request_of(content))
             client.shutdown(socket.SHUT_WR)
             said = all_of(client)
-        assert said.startswith(b"HTTP/1.1 102 Processing\r\n\r\n") == interim
+        # A machine that is slow enough is asked after in the quick ones, too.
+        assert said.startswith(b"HTTP/1.1 102 Processing\r\n\r\n") or content is quick
         head, _, body = said.removeprefix(b"HTTP/1.1 102 Processing\r\n\r\n").partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")
         assert json.loads(body)["data"]
