@@ -45,7 +45,9 @@ log = logging.getLogger(__name__)
 PATIENCE = 1.3
 
 
-# Beside a batch that runs, another of fewer tokens is not begun: each reads all weights.
+# Beside a batch that runs, another is begun for so many interactive tokens: each reads all weights. For
+# bulk work it is not, whose batches are large already: two cores that are at one place in the weights take
+# less time than two at two places (`LOG.md`, 2026-11-26).
 WORTH_TOKENS = 256
 
 
@@ -311,7 +313,7 @@ class Batcher:
             return None
         most = math.inf
         if self._streams.count > 1:  # an even share for each, so that none has nothing to do
-            most = max(WORTH_TOKENS, (self._lanes.tokens + beside) / self._streams.count)
+            most = max(WORTH_TOKENS, (self._interactive_tokens + beside) / self._streams.count)
         batch = self._lanes.take(now, quantum=self._quantum(), most=most)
         late = [
             entry
@@ -328,9 +330,13 @@ class Batcher:
         """Whether to run what waits, while others run or not."""
         if not beside:
             return self._lanes.items > 0
-        return self._lanes.tokens >= WORTH_TOKENS and not self._lanes.gives_way(
+        return self._interactive_tokens >= WORTH_TOKENS and not self._lanes.gives_way(
             now, self._quantum()
         )
+
+    @property
+    def _interactive_tokens(self) -> int:
+        return self._lanes.tokens_ahead("interactive")
 
     def _wakes(self, tokens: int, now: float) -> bool:
         """Whether the last `tokens` that came are what a thread has waited for."""
@@ -338,7 +344,8 @@ class Batcher:
             return False
         if not self._streams.running:
             return True
-        few = self._lanes.tokens - tokens < WORTH_TOKENS  # else whoever took a batch has looked
+        # Else whoever took a batch has looked.
+        few = self._interactive_tokens - tokens < WORTH_TOKENS
         return few and self._worth_taking(now, beside=True)
 
     def _quantum(self) -> float:

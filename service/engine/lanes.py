@@ -181,7 +181,7 @@ class Lanes:
             del self._entries[entry.key]
 
     def gives_way(self, now: float, quantum: float) -> bool:
-        """Whether what waits gives way to a light interactive client that is about."""
+        """Whether something that waits gives way to a light interactive client that is about."""
         if not self._light_about(now, quantum):
             return False
         heavy = (
@@ -194,7 +194,7 @@ class Lanes:
         """The sequences to run next, or none when nothing waits.
 
         quantum: tokens of a batch that does not keep a light interactive client waiting. most: tokens
-        of any batch. The entries stay joinable by `add` until `finish`.
+        of an interactive batch. The entries stay joinable by `add` until `finish`.
         """
         lane = self._next_lane(quantum)
         if lane is None:
@@ -212,6 +212,7 @@ class Lanes:
                 budget = self.bulk_batch_tokens
             candidates = _fairly(flows, [inf] * len(flows))
         else:
+            budget = min(budget, most)
             light = self._light_about(now, quantum)
             candidates = _fairly(
                 flows,
@@ -220,7 +221,7 @@ class Lanes:
         chosen = take_batch(
             [len(c.ids) for c in candidates],
             candidates.index(head),
-            max_tokens=int(min(budget, most)),
+            max_tokens=int(budget),
             max_items=items,
             pads=self._pads,
         )
