@@ -17,7 +17,7 @@ from benchmarks.circumstances import circumstances, result_file
 from benchmarks.served import COLOURS, Subject, finished, generate, ours, peers
 from service.settings import DEFAULT_MODEL
 
-RATES = (5, 10, 20, 50, 100, 200, 300, 400, 600, 800)
+RATES = (5, 10, 20, 50, 100, 200, 400, 800, 1_200, 1_600, 2_000, 3_000)
 CONNECTIONS = 256
 KEEPS_UP = 0.95
 
@@ -62,7 +62,7 @@ def picture(subjects: list[Subject], found: dict[tuple[str, int], list], file: P
     axis.set_yscale("log")
     axis.set_xticks(RATES, [str(rate) for rate in RATES])
     axis.minorticks_off()
-    axis.set_xlabel("requests a second (the last point of a line: beyond its server's limit)")
+    axis.set_xlabel("requests a second; a line ends with the rate that its server could not keep up with")
     axis.set_ylabel("ms")
     axis.legend(frameon=False, fontsize="small")
     axis.spines[["top", "right"]].set_visible(False)
