@@ -62,7 +62,9 @@ def picture(subjects: list[Subject], found: dict[tuple[str, int], list], file: P
     axis.set_yscale("log")
     axis.set_xticks(RATES, [str(rate) for rate in RATES])
     axis.minorticks_off()
-    axis.set_xlabel("requests a second; a line ends with the rate that its server could not keep up with")
+    axis.set_xlabel(
+        "requests a second; a line ends with the rate that its server could not keep up with"
+    )
     axis.set_ylabel("ms")
     axis.legend(frameon=False, fontsize="small")
     axis.spines[["top", "right"]].set_visible(False)

@@ -57,6 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "egress": [{"to": [{"namespaceSelector": {}}]}],
         },
         "persistence": {"storageClassName": "fast", "size": "100Gi"},
+        "models": {"existingClaim": "artifacts"},
         "affinity": {"podAntiAffinity": {}},
         "topologySpreadConstraints": [
             {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
@@ -133,6 +134,17 @@ def test_every_setting_of_a_pod_is_one_of_the_service_and_is_taken(resources, mo
     for name, value in found.items():
         monkeypatch.setenv(name, value)
     Settings()
+
+
+def test_models_of_a_claim_are_where_a_reload_looks(tmp_path):
+    resources = render({"models": {"existingClaim": "artifacts"}}, tmp_path)
+    spec = pod_of(resources)["spec"]
+    (mount,) = (m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "models")
+    assert mount == {"name": "models", "mountPath": "/models", "readOnly": True}
+    assert environment(resources)["MEXMA_MODELS_DIR"] == mount["mountPath"]
+    (volume,) = (v for v in spec["volumes"] if v["name"] == "models")
+    assert volume["persistentVolumeClaim"] == {"claimName": "artifacts", "readOnly": True}
+    assert "MEXMA_MODELS_DIR" not in environment(render({}, tmp_path))
 
 
 def test_a_pod_is_confined_and_probed_and_has_time_to_end(resources):

@@ -70,6 +70,14 @@ def test_the_service_is_confined_and_has_time_to_end():
     assert set(mexma["environment"]) <= {f"MEXMA_{name.upper()}" for name in Settings.model_fields}
 
 
+def test_models_of_the_checkout_are_where_a_reload_looks():
+    mexma = SERVICES["mexma"]
+    mounted = {v.split(":")[1]: v.split(":") for v in mexma["volumes"]}
+    source, _, how = mounted[mexma["environment"]["MEXMA_MODELS_DIR"]]
+    assert (FILE.parent / source / "default" / "manifest.json").exists()
+    assert how == "ro"
+
+
 def test_milvus_is_started_only_when_asked_for():
     assert SERVICES["milvus"]["profiles"] == ["milvus"]
     assert all("profiles" not in SERVICES[name] for name in ("mexma", "prometheus", "grafana"))

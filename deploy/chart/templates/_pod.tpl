@@ -66,6 +66,10 @@ spec:
         - name: MEXMA_API_KEYS_FILE
           value: /run/mexma/keys/keys.json
         {{- end }}
+        {{- if .Values.models.existingClaim }}
+        - name: MEXMA_MODELS_DIR
+          value: /models
+        {{- end }}
         {{- with .Values.tracing.endpoint }}
         - name: MEXMA_OTLP_ENDPOINT
           value: {{ . | quote }}
@@ -105,6 +109,11 @@ spec:
           mountPath: /data
         - name: tmp
           mountPath: /tmp
+        {{- if .Values.models.existingClaim }}
+        - name: models
+          mountPath: /models
+          readOnly: true
+        {{- end }}
         {{- if .Values.apiKeysSecret }}
         - name: keys
           mountPath: /run/mexma/keys
@@ -119,6 +128,12 @@ spec:
     - name: tmp # the language detector unpacks its model there, 65 MiB, at start
       emptyDir:
         sizeLimit: 256Mi
+    {{- with .Values.models.existingClaim }}
+    - name: models
+      persistentVolumeClaim:
+        claimName: {{ . }}
+        readOnly: true
+    {{- end }}
     {{- with .Values.apiKeysSecret }}
     - name: keys
       secret:
