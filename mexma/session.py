@@ -101,8 +101,8 @@ class Session:
 
     @property
     def streams(self) -> int:
-        """Calls at once that use the cores best. Our own engine shares its threads between two, and
-        a thread that has done its part of one goes on with the other; ONNX Runtime's would compete."""
+        """Calls at once that use the cores best. Our own engine gives half of its threads to each of
+        two; ONNX Runtime's would compete."""
         return 2 if self._native is not None and self.threads > 1 else 1
 
     def run(self, batch: TokenBatch) -> NDArray[np.float32]:

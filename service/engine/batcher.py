@@ -1,7 +1,7 @@
 """From many callers' sequences to batches on one engine, and back.
 
-A batch is formed the moment the engine is free, from what waits then, by the engine's own thread:
-it never waits for the event loop between two batches. Which sequences those are, `lanes` says.
+A batch is formed the moment the engine is free, from what waits then, by a thread of the engine's own
+(`streams`): it never waits for the event loop between two batches. Which sequences those are, `lanes` says.
 Nobody waits for a timer.
 
 Promises, each attacked in `tests/service/engine/test_batcher.py`:
@@ -322,7 +322,8 @@ class Batcher:
         ]
         if late:
             self._on_loop(self._expire, late)
-        if self._streams.free and self._worth_taking(now, beside=True):
+        others_wait = self._streams.running + 1 < self._streams.count
+        if others_wait and self._worth_taking(now, beside=True):
             self._arrived.notify()
         return [entry for entry in batch if entry not in late] if late else batch
 
@@ -340,10 +341,9 @@ class Batcher:
 
     def _wakes(self, tokens: int, now: float) -> bool:
         """Whether the last `tokens` that came are what a thread has waited for."""
-        if not self._streams.free:
-            return False
-        if not self._streams.running:
-            return True
+        running = self._streams.running
+        if running in (0, self._streams.count):
+            return not running
         # Else whoever took a batch has looked.
         few = self._interactive_tokens - tokens < WORTH_TOKENS
         return few and self._worth_taking(now, beside=True)

@@ -85,11 +85,6 @@ class Streams:
         """Batches that run."""
         return sum(s.since is not None for s in self._streams)
 
-    @property
-    def free(self) -> bool:
-        """Is there a thread that runs nothing?"""
-        return self.running < len(self._streams)
-
     def running_s(self) -> float:
         """How long the batch that began first of those that run has been running; 0 if none does."""
         began = [since for s in self._streams if (since := s.since) is not None]
