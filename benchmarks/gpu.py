@@ -11,7 +11,9 @@ where it is installed. Before any is timed, its vectors are compared with torch 
 misses `LEAST_COSINE` is reported, and not timed. Everything is divided by the fp16 GEMM rate
 that this device shows at these shapes and at 8192 cubed.
 
-What is not there (CUDA, onnxruntime-gpu, sentence-transformers) is named in the table, so that
+Then searches of a million rows in the GPU's memory, beside the exact scan (`benchmarks.gpu_search`).
+
+What is not there (CUDA, onnxruntime-gpu, faiss-gpu, sentence-transformers) is named in the table, so that
 one run on a new machine says what to install. On a CPU shapes are small, precision is fp32,
 nothing is kept, and times mean nothing: it is there to show that the script runs to its end.
 """
@@ -39,6 +41,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch import Tensor, nn
 
+from benchmarks import gpu_search
 from benchmarks.circumstances import ROOT, circumstances, result_file
 from benchmarks.export_large import SHAPE as LARGE
 from benchmarks.export_large import random_checkpoint
@@ -105,7 +108,9 @@ def main() -> None:
             found = measure(title, checkpoint, sequences, a.batch_tokens, place)
         print("\n".join(found), flush=True)
         lines += found
-    text = "\n".join(lines) + "\n"
+    found = gpu_search.lines()
+    print("\n".join(found), flush=True)
+    text = "\n".join([*lines, *found]) + "\n"
     if CUDA:
         result_file("gpu", torch.cuda.get_device_name()).write_text(text)
 

@@ -145,7 +145,7 @@ class MilvusLite(Engine):
                     raise
                 time.sleep(0.2)
         if self.client.has_collection("c"):  # of an earlier run
-            self.client.load_collection("c")
+            self._index()
             return
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", DataType.INT64, is_primary=True)
@@ -171,10 +171,20 @@ class MilvusLite(Engine):
                 ],
             )
             self.progress(end)
+        self._index()
+
+    def _index(self) -> None:
+        """Its client asks for one again when its connection was cut meanwhile, as it is by the server for
+        the client's own pings in the minutes that a million rows take: one that is there is good."""
         index = MilvusClient.prepare_index_params()
         parameters = {"M": LINKS, "efConstruction": BUILD_WIDTH}
         index.add_index("vector", index_type="HNSW", metric_type="COSINE", params=parameters)
-        self.client.create_index("c", index)
+        if not self.client.list_indexes("c"):
+            try:
+                self.client.create_index("c", index)
+            except MilvusException as error:
+                if "already exists" not in str(error):
+                    raise
         self.client.load_collection("c")
 
     def memory(self) -> float:

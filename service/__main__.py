@@ -35,6 +35,7 @@ from service.security.audit import Audit
 from service.settings import Settings
 from service.store.local import LocalStore
 from service.store.protocol import Store
+from service.store.resident import Gpu
 from service.tracing import start_tracing
 from service.workers.engine_socket import listen
 from service.workers.front import ENGINE_SOCKET, HTTP_SOCKET
@@ -217,11 +218,29 @@ def _store(settings: Settings, threads: int) -> tuple[Store, str]:
             threads=threads,
             index_memory_bytes=settings.index_memory_mb << 20,
             recall_check_every=settings.recall_check_every,
+            gpu=_gpu(settings),
         )
     except (OSError, StoreError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise StoreError(f"MEXMA_DATA_DIR {folder} cannot hold collections: {reason}") from error
     return store, str(folder)
+
+
+def _gpu(settings: Settings) -> Gpu | None:
+    """Where indexes are, None for the CPU. Raises InstallationError where a GPU is asked for and none is
+    there."""
+    wanted = settings.index_device
+    if wanted == "cpu" or (wanted == "auto" and settings.device == "cpu"):
+        return None
+    try:
+        gpu = Gpu.first()
+    except InstallationError as error:
+        if wanted == "cuda":
+            raise InstallationError(f"MEXMA_INDEX_DEVICE=cuda: {error}") from error
+        log.warning("collections are searched on the CPU: %s", error)
+        return None
+    log.info("collections are searched on the GPU")
+    return gpu
 
 
 def _tls(settings: Settings) -> dict[str, Any]:

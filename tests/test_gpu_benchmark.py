@@ -31,4 +31,6 @@ def test_dry_run():
     }
     assert sorted(name for name, _ in cosines) == sorted([*every_shape, *every_shape])
     assert {cosine for _, cosine in cosines} == {"1.000000"}
+    searched = re.findall(r"^\| 100% \| (1|64) \|.*\| (1.0000) \|$", done.stdout, flags=re.M)
+    assert len(searched) == 2 and "not available (indexes on a GPU need" in done.stdout
     assert set(RESULTS.iterdir()) == kept

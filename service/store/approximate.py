@@ -2,6 +2,7 @@
 
     Shape         what to build, chosen by the number of rows and the memory there is
     Approximate   the built index and the rows it covers
+    Proposer      what searches and their caretaker need of it, or of rows on a GPU (resident.py)
 
 Rows lie in lists by their nearest centroid, as 4-bit codes of 2 components each that a processor
 compares 32 at a time (FAISS's fast scan; André et al. 2015, "Cache locality is not enough", VLDB).
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +111,11 @@ class Approximate:
         empty = cls(shape, index, rids[:0], np.empty(0, np.uint32), 0)
         full = empty._filled(index, rids, seq, read, stopped)
         return full._tuned(read, stopped)
+
+    @property
+    def extends(self) -> bool:
+        """Whether rows can be put behind those it has."""
+        return True
 
     def extended(
         self, rids: Index, seq: int, read: Read, stopped: Callable[[], bool]
@@ -209,6 +215,38 @@ class Approximate:
             1
         ]
         return places
+
+
+class Proposer(Protocol):
+    """What proposes candidates for searches; see `Approximate`."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def rids(self) -> Index: ...
+
+    @property
+    def seq(self) -> int: ...
+
+    @property
+    def measured(self) -> int: ...
+
+    @property
+    def extends(self) -> bool: ...
+
+    def extended(
+        self, rids: Index, seq: int, read: Read, stopped: Callable[[], bool]
+    ) -> Proposer: ...
+
+    def candidates(
+        self,
+        queries: Vectors,
+        fetch: int,
+        allowed: NDArray[np.uint8] | None,
+        share: float,
+        recall: float = RECALL,
+    ) -> Index: ...
 
 
 def _is_graph(index: Any) -> bool:

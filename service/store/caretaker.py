@@ -18,12 +18,13 @@ import numpy as np
 
 from mexma.errors import MexmaError
 from service.store import planner
-from service.store.approximate import Approximate, Read, Shape, Stopped
+from service.store.approximate import Approximate, Proposer, Read, Shape, Stopped
 from service.store.gauges import hubness
 from service.store.generations import Generations
 from service.store.index import Index, Snapshot
 from service.store.memory import MemoryBudget
 from service.store.protocol import Vectors
+from service.store.resident import Gpu, Resident
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ GROWTH = 0.1
 
 
 class Caretaker:
-    """current: the newest state. publish: make the newest state ask this index from now on.
+    """gpu: where the index is to be, None for this process's own memory. current: the newest state.
+    publish: make the newest state ask this index from now on.
 
     stopped: the collection is being closed. last_rid: the highest rid ever given.
     """
@@ -51,14 +53,16 @@ class Caretaker:
         self,
         generations: Generations,
         budget: MemoryBudget,
+        gpu: Gpu | None = None,
         *,
         current: Callable[[], Snapshot],
-        publish: Callable[[Approximate], None],
+        publish: Callable[[Proposer], None],
         last_rid: Callable[[], int],
         stopped: Callable[[], bool],
     ):
         self._generations = generations
         self._budget = budget
+        self._gpu = gpu
         self._current = current
         self._publish = publish
         self._last_rid = last_rid
@@ -116,7 +120,7 @@ class Caretaker:
     def tend(self) -> None:
         """Do all there is to do. By one thread at a time."""
         try:
-            if not self._looked and self._wants_first(self._current()):
+            if not self._looked and self._gpu is None and self._wants_first(self._current()):
                 self._load()
             self._looked = True
             while self._wants_index(self._current()) and not self._stopped():
@@ -147,13 +151,14 @@ class Caretaker:
     def _owner(self) -> Path:
         return self._generations.collection
 
-    def _take(self, index: Approximate) -> None:
+    def _take(self, index: Proposer) -> None:
         self._budget.claim(self._owner, index.shape.bytes)
         self._publish(index)
 
     def _build(self) -> None:
         snapshot = self._current()
-        shape = Shape.choose(len(snapshot), snapshot.dim, self._budget.free(self._owner))
+        choose = Shape.choose if self._gpu is None else Resident.choose
+        shape = choose(len(snapshot), snapshot.dim, self._budget.free(self._owner))
         if shape is None:
             log.warning(
                 "%s stays exact: an index of %d rows takes more than the %d MB that are free; "
@@ -170,16 +175,20 @@ class Caretaker:
             log.exception("no index could be built for %s; its searches stay exact", self._owner)
             self._give_up(snapshot)
             return
-        if abs(len(index.rids) - self._saved_rows) > SAVE_SHARE * self._saved_rows:
+        if (
+            isinstance(index, Approximate)
+            and abs(len(index.rids) - self._saved_rows) > SAVE_SHARE * self._saved_rows
+        ):
             self._save(index)
         self._take(index)
 
-    def _built(self, snapshot: Snapshot, shape: Shape) -> Approximate:
+    def _built(self, snapshot: Snapshot, shape: Shape) -> Proposer:
         """From the rows of this state: the index there is, extended, or a new one."""
         seq = int(snapshot.rids[-1]) if len(snapshot.rids) else 0
         attached = snapshot.attached
         if (
             attached is not None
+            and attached.built.extends
             and self._dead(snapshot) <= DEAD_SHARE
             and not self._outgrown(snapshot)
         ):
@@ -188,6 +197,8 @@ class Caretaker:
             return attached.built.extended(snapshot.rids[behind], seq, read, self._stopped)
         alive = np.flatnonzero(snapshot.alive)
         read = self._reader(snapshot, alive)
+        if self._gpu is not None:
+            return Resident.build(self._gpu, snapshot.rids[alive], seq, read, self._stopped)
         return Approximate.build(shape, snapshot.rids[alive], seq, read, self._stopped)
 
     def _reader(self, snapshot: Snapshot, positions: Index) -> Read:

@@ -21,7 +21,7 @@ import numpy as np
 from mexma.errors import CollectionNotFound, DocumentNotFound, InputError, StoreCorrupt
 from service.priority import lowered
 from service.store.admission import check_document, check_fingerprint, is_unicode, unit_vectors
-from service.store.approximate import Approximate
+from service.store.approximate import Proposer
 from service.store.backups import Backups
 from service.store.caretaker import Caretaker
 from service.store.cursors import Cursors
@@ -47,6 +47,7 @@ from service.store.protocol import (
     Vectors,
 )
 from service.store.ranking import Ranked, rank, selected
+from service.store.resident import Gpu
 from service.store.steps import reached
 from service.store.threads import ThreadBudget
 
@@ -57,12 +58,14 @@ T = TypeVar("T")
 
 
 class Means(NamedTuple):
-    """What the collections of one store share. recall_check_every: see RecallGauge."""
+    """What the collections of one store share. recall_check_every: see RecallGauge. gpu: where
+    indexes are, and whose memory `memory` then is; None for the CPU."""
 
     threads: ThreadBudget
     memory: MemoryBudget
     keeper: Keeper
     recall_check_every: int
+    gpu: Gpu | None = None
 
 
 class StandsBeside(CollectionNotFound):
@@ -96,6 +99,7 @@ class Collection:
         self._caretaker = Caretaker(
             Generations(directory, header.dim, header.fingerprint),
             means.memory,
+            means.gpu,
             current=lambda: self._snapshot,
             publish=self._attach,
             last_rid=self._database.last_rid,
@@ -139,7 +143,7 @@ class Collection:
     def rows_indexed(self) -> int:
         return self._caretaker.rows_indexed
 
-    def _attach(self, index: Approximate) -> None:
+    def _attach(self, index: Proposer) -> None:
         """Let searches ask this index, from the newest state on."""
         with self._writing:
             self._snapshot = self._snapshot.attaching(index)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.store.approximate import Approximate, sketch
+from service.store.approximate import Approximate, Proposer, sketch
 from service.store.columns import Columns
 from service.store.filters import Filter
 from service.store.neighbourhoods import Neighbourhoods
@@ -47,7 +47,7 @@ class Attached(NamedTuple):
     Kept from state to state, so that neither a write nor the search after it looks at each row.
     """
 
-    built: Approximate
+    built: Proposer
     positions: Index
     tail: int
     same: bool
@@ -55,7 +55,7 @@ class Attached(NamedTuple):
     bits: NDArray[np.uint8] | None
 
     @classmethod
-    def to(cls, built: Approximate, rids: Index, alive: Mask, before: Attached | None) -> Attached:
+    def to(cls, built: Proposer, rids: Index, alive: Mask, before: Attached | None) -> Attached:
         """rids, alive: of the state's rows. before: what is attached to it, whose positions hold."""
         old = before.built.rids if before else built.rids[:0]
         positions = np.empty(0, np.int64)
@@ -210,7 +210,7 @@ class Snapshot:
         )
         return compacted.attaching(self.attached.built) if self.attached else compacted
 
-    def attaching(self, index: Approximate) -> Snapshot:
+    def attaching(self, index: Proposer) -> Snapshot:
         """The same state, with this index to ask."""
         return replace(self, attached=Attached.to(index, self.rids, self.alive, self.attached))
 

@@ -45,6 +45,7 @@ from service.store.protocol import (
     Selection,
     Vectors,
 )
+from service.store.resident import Gpu
 from service.store.steps import reached
 from service.store.threads import ThreadBudget
 
@@ -59,7 +60,8 @@ class LocalStore:
     these; more than there are cores makes every search slower. index_memory_bytes: what all
     approximate indexes may take; a collection for which too little is left stays exact.
     recall_check_every: one in so many approximate searches is also done exactly, later, for
-    CollectionInfo.recall; 0 does none.
+    CollectionInfo.recall; 0 does none. gpu: where indexes are, in whose memory they then may take
+    so much; None for the CPU.
 
     Raises StoreError where another process, or another LocalStore, has the root open.
     """
@@ -71,6 +73,7 @@ class LocalStore:
         threads: int | None = None,
         index_memory_bytes: int = 4 << 30,
         recall_check_every: int = 1_000,
+        gpu: Gpu | None = None,
     ):
         self.root = root
         budget = ThreadBudget(threads or len(os.sched_getaffinity(0)))
@@ -80,7 +83,11 @@ class LocalStore:
         self._folders = Folders(root)
         self._lock = self._folders.lock()
         self._means = Means(
-            budget, MemoryBudget(index_memory_bytes), Keeper(budget.total), recall_check_every
+            budget,
+            MemoryBudget(index_memory_bytes),
+            Keeper(budget.total),
+            recall_check_every,
+            gpu,
         )
         self.migrations = Migrations(self._folders, self._means, self._open, self._changing)
         """Collections that are being moved to another encoder."""
