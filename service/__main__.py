@@ -179,6 +179,7 @@ def _run(
         header_timeout_s=settings.header_timeout_s,
         write_timeout_s=settings.write_timeout_s,
         maximum=room_for_connections(settings.max_connections),
+        refuse=getattr(app, "refuse", None),
     )
     config = uvicorn.Config(
         app,

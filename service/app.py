@@ -32,6 +32,7 @@ from service.languages import LanguageDetector
 from service.metrics import Metrics
 from service.middleware import RequestBorder, with_cors
 from service.migrator import Migrator
+from service.received import Refuse
 from service.reloader import Reloader, owned
 from service.routes import (
     collections,
@@ -50,7 +51,7 @@ from service.security.access import Guard
 from service.security.audit import Audit
 from service.security.gate import Gate
 from service.settings import Settings
-from service.shortcut import shortcut
+from service.shortcut import Shortcut
 from service.state import State
 from service.store.migrations import Migrating
 from service.store.protocol import Store
@@ -71,6 +72,8 @@ class Service(FastAPI):
     """The application, inside the border that every request passes."""
 
     border: ASGIApp | None = None
+    refuse: Refuse | None = None
+    """What a request is told for which there is no room, before there is a task; see `RequestBorder`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.border or super().__call__)(scope, receive, send)
@@ -155,7 +158,7 @@ def create_app(
     app.include_router(tei.router(state), responses=documented(*ACCESS_ERRORS, tei=True))
     app.include_router(health.router(state))
     app.include_router(page.router())
-    tei_shortcut = shortcut(
+    tei_shortcut = Shortcut(
         TeiEmbedRequest,
         partial(tei.answer, lambda: state.encoders.default),
         client_header=settings.client_header,
@@ -171,7 +174,7 @@ def create_app(
         tracing=tracing,
         metrics=metrics,
         shortcuts={
-            "/v1/embeddings": shortcut(
+            "/v1/embeddings": Shortcut(
                 EmbeddingRequest,
                 partial(embeddings.answer, state.encoders.for_request),
                 client_header=settings.client_header,
@@ -181,6 +184,7 @@ def create_app(
             "/": tei_shortcut,
         },
     )
+    app.refuse = border.refuse
     # With HTTP workers it is they whom pages call.
     app.border = with_cors(border, () if engine_socket else settings.cors_origins)
     openapi.complete(app, state.encoders)

@@ -21,10 +21,14 @@ from collections import Counter
 from typing import Any, cast
 
 import httptools
+from starlette.responses import Response
+from starlette.types import Scope
 from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.one_write import OneWriteProtocol, OneWriteTransport
+from service.received import KEY, Received, Refuse
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +81,18 @@ def room_for_connections(wanted: int) -> int:
 
 
 class Connections:
-    """All connections of one server. Times in seconds; maximum: how many there may be."""
+    """All connections of one server. Times in seconds; maximum: how many there may be. refuse: is asked of
+    each request whose body came with its head, before there is a task for it."""
 
-    def __init__(self, *, header_timeout_s: float, write_timeout_s: float, maximum: int):
+    def __init__(
+        self,
+        *,
+        header_timeout_s: float,
+        write_timeout_s: float,
+        maximum: int,
+        refuse: Refuse | None = None,
+    ):
+        self.refuse = refuse
         self.header_timeout_s = header_timeout_s
         self.write_timeout_s = write_timeout_s
         self.maximum = maximum
@@ -153,6 +166,9 @@ class Connection(OneWriteProtocol):
         self._loose_bytes = 0  # since a head began, or since the last byte of a body
         self._taken_bytes, self._taken_at = 0, self.quiet_since
         self._resuming = False
+        self._holding = False  # what begins, until all that has come is read
+        self._held: tuple[RequestResponseCycle, Any] | None = None
+        self._begun: Received | None = None
 
     @property
     def under_way(self) -> bool:
@@ -199,6 +215,8 @@ class Connection(OneWriteProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._among.discard(self)
         super().connection_lost(exc)
+        if self._begun is not None:
+            self._begun.leave()
 
     def data_received(self, data: bytes) -> None:
         if self._loose_bytes > MAX_HEAD_BYTES:
@@ -207,6 +225,7 @@ class Connection(OneWriteProtocol):
             return
         self._loose_bytes += len(data)
         self._unset_keepalive_if_required()
+        self._holding = True
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -215,6 +234,53 @@ class Connection(OneWriteProtocol):
             self.send_400_response(
                 f"this is no HTTP/1.1 request: {error}".encode("ascii", "replace").decode()
             )
+        finally:
+            self._holding = False
+            self._begin()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """The turn of a request on this connection has come."""
+        self._held = cycle, app
+        if not self._holding:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Begin what is held, and what follows it at once, one after the other: a client may send a
+        thousand requests in one piece."""
+        while self._held is not None:
+            (cycle, app), self._held = self._held, None
+            body = None if cycle.more_body else bytes(cycle.body)
+            self._begun = Received(body)
+            scope = cast(Scope, cycle.scope)
+            scope[KEY] = self._begun
+            refused = None
+            if self._among.refuse is not None and not self.flow.write_paused:
+                refused = self._among.refuse(scope)
+            if refused is None:
+                super()._start_asgi_task(cycle, app)
+                return
+            self._holding = True
+            try:
+                self._answer(cycle, refused)
+            finally:
+                self._holding = False
+
+    def _answer(self, cycle: RequestResponseCycle, response: Response) -> None:
+        """As uvicorn does, without asking anybody for it."""
+        if self.transport.is_closing():
+            return
+        parts = [STATUS_LINE[response.status_code]]
+        for name, value in (*cycle.default_headers, *response.raw_headers):
+            parts += (name, b": ", value, b"\r\n")
+        parts += (
+            b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n",
+            bytes(response.body),
+        )
+        self.transport.write(b"".join(parts))
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
 
     def _stay(self, rest: bytes) -> None:
         """Go on in HTTP/1.1 with a client that offered to change to another protocol.

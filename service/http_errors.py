@@ -137,13 +137,12 @@ def error_response(
 ) -> Response:
     """An error in the shape that the route at `path` promises."""
     if path in TEI_PATHS:
-        content: Any = TeiErrorBody(error=message, error_type=tei_kind).model_dump()
+        content: Any = {"error": message, "error_type": tei_kind}
     else:
-        detail = ErrorDetail(
-            message=message, type=kind, param=param, code=code, item=item, limit=limit
-        )
         # OpenAI's four fields are always there; ours only where they say something.
-        content = {"error": detail.model_dump(exclude_none=True) | {"param": param, "code": code}}
+        detail = {"message": message, "type": kind, "param": param, "code": code}
+        ours = {"item": item, "limit": limit}
+        content = {"error": detail | {k: v for k, v in ours.items() if v is not None}}
     return Response(orjson.dumps(content), status, headers=headers, media_type="application/json")
 
 

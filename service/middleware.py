@@ -13,24 +13,27 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mexma.errors import Overloaded
 from service.caller import client_of
 from service.engine.claims import current as current_claim
-from service.http_errors import error_response
+from service.http_errors import error_response, for_exception
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
+from service.received import received_of
 from service.routes.names import COLLECTION, UNMATCHED, name_of
 from service.security.audit import Act
 from service.security.audit import current as current_act
 from service.security.gate import Gate
+from service.security.quotas import Bucket
 from service.security.quotas import current as current_quota
 from service.tracing import Trace, Tracing
 from service.tracing import current as current_trace
@@ -38,9 +41,24 @@ from service.turns import Turns
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Shortcut = Callable[
-    [bytes, Mapping[bytes, bytes], Scope, Receive, Turns], Awaitable[Response | None]
-]
+
+
+class Shortcut(Protocol):
+    """What may answer a request before the framework is asked; see `service.shortcut`."""
+
+    def full(
+        self, body_bytes: int, headers: Mapping[bytes, bytes], scope: Scope, coming: int
+    ) -> Overloaded | None: ...
+
+    async def __call__(
+        self,
+        body: bytes,
+        headers: Mapping[bytes, bytes],
+        scope: Scope,
+        receive: Receive,
+        turns: Turns,
+    ) -> Response | None: ...
+
 
 # A client that left is noticed so much later at most; most requests are done before.
 WATCH_AFTER_S = 0.05
@@ -52,6 +70,10 @@ EXPOSED = (
     "www-authenticate", "allow", "accept-encoding",
 )  # fmt: skip
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+# Headers with which a request is not refused before it is looked at whole.
+UNUSUAL = frozenset(
+    {b"origin", b"content-encoding", b"x-forwarded-for", b"x-forwarded-proto", b"expect"}
+)
 
 
 class _Process:
@@ -112,22 +134,20 @@ class RequestBorder:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        received = received_of(scope)
+        if received is not None and received.let_in:
+            self.turns.let_in -= 1  # it begins now, or asks for its turn
         scope = _as_declared(scope)
         started = time.monotonic()
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        request_id = (
-            given
-            if given and REQUEST_ID.fullmatch(given)
-            else b"%s%016x" % (_Process.half, next(NUMBER))
-        )
+        request_id = _request_id(headers)
         status = 499  # the client left before an answer began
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = [(b"x-request-id", request_id), *_quota_headers()]
+                own = [(b"x-request-id", request_id), *_quota_headers(current_quota.get())]
                 message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
@@ -154,6 +174,38 @@ class RequestBorder:
             current_claim.reset(claim)
             current_act.reset(acting)
 
+    def refuse(self, scope: Scope) -> Response | None:
+        """The answer to a request for which there is no room, where its head and the size of its body, which
+        is all here, say so. It needs no task, and under overload most requests are such.
+
+        None for all others: they take the way through `__call__`.
+        """
+        way, received = self.shortcuts.get(scope["path"]), received_of(scope)
+        if way is None or received is None or received.body is None or self.tracing is not None:
+            return None
+        headers = dict(scope["headers"])
+        if scope["method"] != "POST" or not UNUSUAL.isdisjoint(headers):
+            return None
+        body, outer = received.body, current_claim.get()
+        if len(body) > self.max_body_bytes or not (found := self.gate.knows(scope, headers)):
+            return None
+        current_claim.set(_claim_of(body))
+        try:
+            full = way.full(len(body), headers, scope, self.turns.coming)
+        finally:
+            current_claim.set(outer)
+        if full is None:
+            received.let_in = True
+            self.turns.let_in += 1
+            return None
+        response = for_exception(scope["path"], full)
+        response.raw_headers += [
+            (b"x-request-id", _request_id(headers)),
+            *_quota_headers(found.quota),
+        ]
+        self._note(scope, response.status_code, 0.0, None)
+        return response
+
     async def _answer(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> None:
@@ -174,7 +226,7 @@ class RequestBorder:
             body = await self._receive_body(scope, headers, receive, send)
             if body is None:
                 return
-            current_claim.set(hash(body) or 1)  # 0 is none, between processes
+            current_claim.set(_claim_of(body))
             hot = scope["method"] == "POST" and not scope.get("long_way")
             if hot and (way := self.shortcuts.get(scope["path"])):
                 response = await way(body, headers, scope, receive, self.turns)
@@ -215,6 +267,11 @@ class RequestBorder:
         too_large = declared > limit
         chunks: list[bytes] = []
         size = 0
+        if (received := received_of(scope)) is not None and received.body is not None:
+            if received.left:
+                raise ClientGone
+            if len(received.body) <= limit:
+                return received.body
         try:
             async with asyncio.timeout(self.body_timeout_s):
                 while not too_large:
@@ -294,8 +351,20 @@ def _is_none(path: str, method: str) -> bool:
     return name_of(path) == UNMATCHED
 
 
-def _quota_headers() -> list[tuple[bytes, bytes]]:
-    quota = current_quota.get()
+def _request_id(headers: Mapping[bytes, bytes]) -> bytes:
+    """The client's own where it may have it, else one of ours."""
+    given = headers.get(b"x-request-id", b"")
+    if given and REQUEST_ID.fullmatch(given):
+        return given
+    return b"%s%016x" % (_Process.half, next(NUMBER))
+
+
+def _claim_of(body: bytes) -> int:
+    """By what a request is known when it comes back."""
+    return hash(body) or 1  # 0 is none, between processes
+
+
+def _quota_headers(quota: Bucket | None) -> list[tuple[bytes, bytes]]:
     if quota is None:
         return []
     return [
@@ -334,14 +403,39 @@ def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """Await `work`, and cancel it when the client disconnects. Raises ClientGone then."""
-    return await watched(request.receive, work)
+    return await watched(request.scope, request.receive, work)
 
 
-async def watched(receive: Receive, work: Awaitable[T]) -> T:
-    """As `unless_gone`, for whoever has a `receive` and no request.
+async def watched(scope: Scope, receive: Receive, work: Awaitable[T]) -> T:
+    """As `unless_gone`, for whoever has no request."""
+    received = received_of(scope)
+    if received is None:
+        return await _asked_for(receive, work)
+    owner, cancelled = asyncio.current_task(), False
 
-    Looks for a disconnect only once the work has lasted WATCH_AFTER_S: a task for that costs
-    more than a small request's whole way through the service.
+    def cancel() -> None:
+        nonlocal cancelled
+        if owner is not None:
+            cancelled = owner.cancel()
+
+    received.on_left = cancel
+    if received.left:
+        cancel()
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if cancelled and owner is not None and owner.uncancel() == 0:
+            raise ClientGone from None
+        raise
+    finally:
+        received.on_left = None
+
+
+async def _asked_for(receive: Receive, work: Awaitable[T]) -> T:
+    """Where the server does not tell that a client left, but has to be asked.
+
+    That is done only once the work has lasted WATCH_AFTER_S: a task for it costs more than a small
+    request's whole way through the service.
     """
     loop = asyncio.get_running_loop()
     owner = asyncio.current_task()

@@ -9,7 +9,7 @@ comes it leaves to the framework, so that there is one place where errors find t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import orjson
 from fastapi.responses import Response
@@ -19,7 +19,8 @@ from starlette.types import Receive, Scope
 from mexma.errors import InputError, MexmaError, Overloaded
 from service.caller import Caller, caller_of
 from service.http_errors import for_exception
-from service.middleware import Shortcut, watched
+from service.middleware import watched
+from service.received import received_of
 from service.turns import Turns
 from service.vectors import NPY
 
@@ -29,44 +30,65 @@ Answer = Callable[[Body, Caller, bool], Awaitable[Response]]
 JSON_TYPES = (b"application/json", b"application/json; charset=utf-8")
 
 
-def shortcut(
-    model: type[Body],
-    answer: Answer[Body],
-    *,
-    client_header: str,
-    takes: Callable[[Body], bool] = lambda _: True,
-    refusal: Callable[[int, Caller, int], Overloaded | None] = lambda *_: None,
-) -> Shortcut:
-    """The way past the framework to `answer`, which gets the body, who asks, and whether `.npy` is
-    wanted. It gives None for a request that has to take the long way; takes: whether a sound one
-    need not. refusal: by the size of a body, before it is parsed or waits for its turn, where there is
-    no room for it behind what waits and so many requests that have not begun."""
-    npy = NPY.encode()
+class Shortcut(Generic[Body]):
+    """The way past the framework to `answer`, which gets the body, who asks, and whether `.npy` is wanted."""
 
-    async def handle(
+    def __init__(
+        self,
+        model: type[Body],
+        answer: Answer[Body],
+        *,
+        client_header: str,
+        takes: Callable[[Body], bool] = lambda _: True,
+        refusal: Callable[[int, Caller, int], Overloaded | None] = lambda *_: None,
+    ):
+        """takes: whether a sound request need not take the long way. refusal: see `full`."""
+        self._model = model
+        self._answer = answer
+        self._client_header = client_header
+        self._takes = takes
+        self._refusal = refusal
+        self._npy = NPY.encode()
+
+    def full(
+        self, body_bytes: int, headers: Mapping[bytes, bytes], scope: Scope, coming: int
+    ) -> Overloaded | None:
+        """Why there is no room for a request with a body of this size, behind what waits and `coming` others
+        that have not begun; before it is parsed. None where there is, or where it takes the long way."""
+        if headers.get(b"content-type") not in JSON_TYPES:
+            return None
+        try:
+            caller = caller_of(scope, headers, client_header=self._client_header)
+        except InputError:
+            return None
+        return self._refusal(body_bytes, caller, coming)
+
+    async def __call__(
+        self,
         body: bytes,
         headers: Mapping[bytes, bytes],
         scope: Scope,
         receive: Receive,
         turns: Turns,
     ) -> Response | None:
+        """None for a request that has to take the long way."""
         if headers.get(b"content-type") not in JSON_TYPES:
             return None
-        try:
-            caller = caller_of(scope, headers, client_header=client_header)
-            if (full := refusal(len(body), caller, turns.waiting)) is not None:
+        received = received_of(scope)
+        if received is None or not received.let_in:
+            full = self.full(len(body), headers, scope, turns.coming)
+            if full is not None:
                 return for_exception(scope["path"], full)
+        try:
+            caller = caller_of(scope, headers, client_header=self._client_header)
             await turns.mine(caller.client)
-            parsed = model.model_validate(orjson.loads(body))
+            parsed = self._model.model_validate(orjson.loads(body))
         except (orjson.JSONDecodeError, ValidationError, InputError):
             return None
-        if not takes(parsed):
+        if not self._takes(parsed):
             return None
         try:
-            return await watched(
-                receive, answer(parsed, caller, npy in headers.get(b"accept", b""))
-            )
+            npy = self._npy in headers.get(b"accept", b"")
+            return await watched(scope, receive, self._answer(parsed, caller, npy))
         except MexmaError as error:
             return for_exception(scope["path"], error)
-
-    return handle

@@ -19,13 +19,20 @@ BEGIN_AT_ONCE = 4
 
 
 class Turns:
-    """Among the requests of one event loop. waiting: how many have not begun."""
+    """Among the requests of one event loop. waiting: how many wait for theirs. let_in: how many others were
+    let in and have not asked for theirs yet."""
 
     def __init__(self, at_once: int = BEGIN_AT_ONCE):
         self._at_once = at_once
         self._begun = 0  # in this round
         self.waiting = 0
+        self.let_in = 0
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}  # who is next, first
+
+    @property
+    def coming(self) -> int:
+        """How many were let in and have not begun."""
+        return self.waiting + self.let_in
 
     async def mine(self, client: Hashable) -> None:
         """Returns when it is this client's turn: at once, unless many are ready."""

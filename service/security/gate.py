@@ -14,7 +14,7 @@ from mexma.errors import AuditError
 from service.http_errors import error_response, for_exception
 from service.metrics import Metrics
 from service.routes.names import UNMATCHED, name_of
-from service.security.access import Guard, Refusal
+from service.security.access import Admitted, Guard, Refusal
 from service.security.audit import Act, Audit
 from service.security.audit import current as current_act
 from service.security.quotas import current as current_quota
@@ -62,6 +62,11 @@ class Gate:
             return for_exception(scope["path"], AuditError("the act cannot be recorded"))
         current_act.set(act)
         return act
+
+    def knows(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Admitted | None:
+        """Who sends a request that leaves nothing on record; None for one who is not let in."""
+        found = self._guard.check(scope, headers)
+        return None if isinstance(found, Refusal) or found.role == "admin" else found
 
     def _refuse(self, scope: Scope, found: Refusal) -> Response:
         self._metrics.refusal(reason=found.reason)

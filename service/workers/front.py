@@ -32,7 +32,7 @@ from service.security.access import guard_of
 from service.security.audit import Audit
 from service.security.gate import FirstGate
 from service.settings import Settings
-from service.shortcut import shortcut
+from service.shortcut import Shortcut
 from service.tei_schemas import TeiEmbedRequest
 from service.tracing import start_tracing
 from service.workers import liveness
@@ -99,7 +99,7 @@ class Front:
                 LanguageDetector(), metrics, every=settings.language_sample_every
             )
         self._tracing = start_tracing(settings)
-        tei_shortcut = shortcut(
+        tei_shortcut = Shortcut(
             TeiEmbedRequest,
             partial(tei.answer, lambda: self._embedder),
             client_header=settings.client_header,
@@ -114,7 +114,7 @@ class Front:
             access_log=settings.access_log,
             tracing=self._tracing,
             shortcuts={
-                "/v1/embeddings": shortcut(
+                "/v1/embeddings": Shortcut(
                     EmbeddingRequest,
                     partial(embeddings.answer, lambda _: self._embedder),
                     client_header=settings.client_header,
@@ -172,7 +172,7 @@ class Front:
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
                     await work
             else:
-                await watched(receive, work)
+                await watched(scope, receive, work)
         except EngineAway as error:
             response = _engine_away(path) if probed else for_exception(path, error)
             await response(scope, receive, send)

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from mexma.errors import Overloaded
 from service.caller import Caller
 from service.schemas import EmbeddingRequest
-from service.shortcut import shortcut
+from service.shortcut import Shortcut
 from service.turns import Turns
 
 
@@ -65,7 +65,7 @@ def test_who_is_refused_does_not_wait_for_a_turn_and_is_told_of_those_who_do():
         async def never(*_: object) -> Response:
             raise AssertionError
 
-        way = shortcut(EmbeddingRequest, never, client_header="", refusal=refusal)
+        way = Shortcut(EmbeddingRequest, never, client_header="", refusal=refusal)
         scope = {"type": "http", "path": "/v1/embeddings", "headers": []}
         headers = {b"content-type": b"application/json"}
         answer = await way(b"{}", headers, scope, never, turns)  # type: ignore[arg-type]
