@@ -51,6 +51,8 @@ SWITCH_INTERVAL_S = 0.0005
 # Objects made between two looks for cycles. Python's own 700 are a few requests, and with thousands of them
 # waiting to be looked at each time that was a sixth of the event loop's time.
 COLLECT_EVERY = 10_000
+# And of those looks, every so many go through all that is there: thousands of connections are no garbage.
+ALL_EVERY = 10, 100
 
 # Requests under way when SIGTERM comes have this long to finish.
 GRACE_S = 30
@@ -195,7 +197,7 @@ def _run(
     )
     gc.collect()
     gc.freeze()  # what was loaded stays; nobody need look at it again
-    gc.set_threshold(COLLECT_EVERY)
+    gc.set_threshold(COLLECT_EVERY, *ALL_EVERY)
     DrainingServer(config, delay_s=delay_s).run(sockets=[listener])
 
 

@@ -63,6 +63,9 @@ TABLE: tuple[tuple[type[errors.MexmaError], Shape], ...] = (
 )
 
 
+_SEEN: dict[type[errors.MexmaError], tuple[Shape, str]] = {}
+
+
 class ErrorDetail(BaseModel):
     message: str
     type: str
@@ -146,11 +149,19 @@ def error_response(
     return Response(orjson.dumps(content), status, headers=headers, media_type="application/json")
 
 
+def _seen_as(kind: type[errors.MexmaError]) -> tuple[Shape, str]:
+    """How errors of a class look to a client, and their code."""
+    if (seen := _SEEN.get(kind)) is None:
+        shape = next(shape for known, shape in TABLE if issubclass(kind, known))
+        seen = _SEEN[kind] = shape, snake(kind.__name__)
+    return seen
+
+
 def for_exception(path: str, error: errors.MexmaError, param: str | None = None) -> Response:
     """The response to one of our exceptions."""
-    shape = next(shape for kind, shape in TABLE if isinstance(error, kind))
+    shape, code = _seen_as(type(error))
     if isinstance(error, errors.StoreCorrupt | errors.StoreFailed):
-        log.error("%s: %s", snake(type(error).__name__), error)
+        log.error("%s: %s", code, error)
     headers = {}
     if isinstance(error, errors.Overloaded | errors.QuotaExceeded | errors.StoreUnavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -162,7 +173,7 @@ def for_exception(path: str, error: errors.MexmaError, param: str | None = None)
         kind=shape.type,
         tei_kind=shape.tei_type,
         param=param,
-        code=snake(type(error).__name__),
+        code=code,
         item=getattr(error, "item", None),
         limit=getattr(error, "limit", None),
         headers=headers,

@@ -24,6 +24,9 @@ class OneWriteTransport:
         self._loop = loop
         self._held: list[bytes] = []
         self.handed_over_bytes = 0
+        # Asked of each connection each second, and for each request.
+        self.get_write_buffer_size = transport.get_write_buffer_size
+        self.is_closing = transport.is_closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.chance import number
 from training.encoder import Encoder, EncoderConfig, Layer
 from training.errors import RecipeError
-from training.objective import alignment, contrastive, koleo
+from training.objective import alignment, contrastive, koleo, says_the_same
 from training.packing import Packed, sentence_vectors, through_layers, token_states
 from training.ranks import gather_rows
 from training.recipe import Recipe
@@ -125,7 +125,8 @@ class PairModel(nn.Module):
             spread = koleo(source, same) + koleo(target, same)
             parts["koleo"] = spread / 2 / batches
         if r.contrastive:
-            found = contrastive(source, target, temperature=r.temperature, same=same)
+            alike = same if r.same_above == 1 else same | says_the_same(target, r.same_above)
+            found = contrastive(source, target, temperature=r.temperature, same=alike)
             parts["contrastive"] = found / batches
         if self.head is not None:
             src, trg = self._unmasking(batch, vectors)

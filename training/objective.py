@@ -50,6 +50,18 @@ def koleo(vectors: Tensor, same: Tensor | None = None) -> Tensor:
         return -(torch.log(distance + EPSILON) * counted).sum() / counted.sum().clamp_min(1)
 
 
+@torch.no_grad()
+def says_the_same(vectors: Tensor, cosine: float) -> Tensor:
+    """Which of L2-normalised `[n, dim]` have a higher cosine than this; bool `[n, n]`.
+
+    Negatives that a model finds nearly equal are mostly no negatives (Solatorio 2024, "GISTEmbed",
+    arXiv 2402.16829, section 3, with the trained model as its own guide).
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        unit = functional.normalize(_precise(vectors), dim=-1, eps=EPSILON)
+        return unit @ unit.T > cosine
+
+
 def contrastive(
     source: Tensor, target: Tensor, *, temperature: float, same: Tensor | None = None
 ) -> Tensor:

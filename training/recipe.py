@@ -64,6 +64,9 @@ class Recipe:
     """Weights of the losses on sentence vectors; see `training.objective`."""
     temperature: float = 0.02
     """Of the contrastive loss. Higher: gentler; lower: only the hardest negatives count."""
+    same_above: float = 1.0
+    """Translations with a higher cosine than this say the same, as far as the model knows by then, and
+    their pairs are no negatives for each other. 1: only pairs that share a text are none."""
 
     # What it reads --------------------------------------------------------------------------
     data: tuple[str, ...] = ()
@@ -139,6 +142,8 @@ class Recipe:
         for name in ("most_per_source", "centre_texts"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not -1 <= self.same_above <= 1:
+            raise RecipeError(f"same_above must be between -1 and 1, got {self.same_above}")
         for name in ("learning_rate", "temperature", "clip", "language_temperature"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"{name} must be positive, got {getattr(self, name)}")

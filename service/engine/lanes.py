@@ -40,6 +40,9 @@ BULK_SHARE = 8
 # A client is light beside one that sends so many times as many tokens, however long its texts.
 LIGHT_SHARE = 4
 
+# Paces are as of so long ago at most.
+PACES_FOR_S = 0.02
+
 # An interactive client is about for so long after its last request.
 ABOUT_S = 5.0
 
@@ -111,6 +114,10 @@ class Lanes:
         self._entries: dict[bytes, Entry] = {}  # waiting and running, by content
         self._owed_to_bulk = 0.0
         self._swept = 0.0
+        self._paced: dict[Lane, tuple[float, dict[Hashable, float]]] = {
+            "interactive": (-inf, {}),
+            "bulk": (-inf, {}),
+        }
         self.tokens = 0
         self.items = 0
 
@@ -146,13 +153,25 @@ class Lanes:
         flows = self._queues[lane].flows
         flow = flows.get(client)
         own = flow.tokens if flow is not None else 0
-        others = [f for f in flows.values() if f is not flow]
-        before = own + sum(min(f.tokens, own + tokens) for f in others)
+        most = own + tokens
+        # Its own is among them: as much as it has.
+        before = sum([f.tokens if f.tokens < most else most for f in flows.values()])
         if lane == "bulk":
             before += interactive.tokens
-        paces = [pace for f in others if (pace := f.pace(now)) > 1]
-        left = max(rate - sum(paces), rate / (len(paces) + 1))
+        paces = self._paces(lane, now)
+        come = sum(paces.values()) - (mine := paces.get(client, 0.0))
+        left = max(rate - come, rate / (len(paces) - (mine > 0) + 1))
         return max(before / rate, own / left)
+
+    def _paces(self, lane: Lane, now: float) -> dict[Hashable, float]:
+        """Tokens a second that come of each client that sends any to speak of; as of PACES_FOR_S ago at
+        most, since under overload each refusal asks."""
+        since, paces = self._paced[lane]
+        if not 0 <= now - since < PACES_FOR_S:
+            flows = self._queues[lane].flows
+            paces = {c: pace for c, f in flows.items() if (pace := f.pace(now)) > 1}
+            self._paced[lane] = now, paces
+        return paces
 
     def add(
         self, ids: NDArray[np.int64], receiver: tuple[Any, int], *, lane: Lane, client: Hashable,

@@ -16,6 +16,7 @@ from training.errors import RecipeError
 from training.loop import open_backbone
 from training.masking import Vocabulary
 from training.model import PairModel
+from training.packing import sentence_vectors, token_states
 from training.recipe import Recipe, override
 from training.recipes import RECIPES, tiny_cpu
 
@@ -158,6 +159,29 @@ def test_monolingual_unmasking_sees_no_other_language():
             model(dataclasses.replace(batch, clean=other), batch.chosen_by_side, 1)["unmasking"]
         )
     assert losses[0] == losses[1]
+
+
+def test_translations_that_say_the_same_are_no_negatives():
+    """Half of the batch's other translations are left out: those nearer than the median."""
+    only = ["unmasking=0", "alignment=0", "koleo=0", "contrastive=1"]
+    model, batches = made(recipe(*only))
+    batch = batches.step(0).batches[0]
+    states = token_states(model.encoder, batch.clean)
+    vectors = sentence_vectors(model.encoder, states, batch.clean)
+    source, target = (functional.normalize(v, dim=-1) for v in vectors.chunk(2))
+    cosines = target @ target.T
+    middle = cosines[~torch.eye(6, dtype=torch.bool)].median().item()
+    losses = []
+    for above in (1.0, middle):
+        model.recipe = dataclasses.replace(model.recipe, same_above=above)
+        losses.append(model(batch, (0, 0), 1)["contrastive"].item())
+        kept = cosines <= above
+        kept.fill_diagonal_(True)
+        score = (source @ target.T / model.recipe.temperature).masked_fill(~kept, -torch.inf)
+        own = torch.arange(6)
+        both = functional.cross_entropy(score, own) + functional.cross_entropy(score.T, own)
+        assert losses[-1] == pytest.approx(both.item() / 2, abs=1e-5)
+    assert losses[1] < losses[0]
 
 
 def test_a_mean_over_tokens_however_they_fall_into_batches():
