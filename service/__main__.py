@@ -48,6 +48,10 @@ log = logging.getLogger("mexma")
 # this long when it has much to do; Python's own 5 ms are longer than a batch of the engine.
 SWITCH_INTERVAL_S = 0.0005
 
+# Connections that wait to be accepted, as far as the kernel allows (`net.core.somaxconn`, mostly 4,096).
+# Who comes beyond is not told so, and tries again after 1 s, 3 s, 7 s and so on.
+BACKLOG = 65_535
+
 # Objects made between two looks for cycles. Python's own 700 are a few requests, and with thousands of them
 # waiting to be looked at each time that was a sixth of the event loop's time.
 COLLECT_EVERY = 10_000
@@ -272,7 +276,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """Take the port before anything slow, so that a taken one is said at once."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         raise InstallationError(
             f"cannot listen on {host} port {port}: {error}; MEXMA_HOST and MEXMA_PORT say where"

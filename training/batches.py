@@ -6,7 +6,8 @@ shuffled cycle through its own, so that all its pairs are seen before one is see
 
 The stream is cut into buckets of `bucket_batches` batches. Within a bucket pairs are sorted by
 length and cut into batches, and the batches are shuffled. So batches hold texts of like length,
-and to find any batch costs the tokenizing of one bucket at most. Rank r of w takes every w-th
+and to find any batch costs the tokenizing of one bucket at most. With `alike`, it is groups of pairs
+that are sorted by length, and roughly, so that groups meet others. Rank r of w takes every w-th
 pair of a batch: together the ranks always see what one rank would.
 """
 
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 
 from mexma.errors import InputError
 from mexma.text import TextTokenizer
-from training.chance import number, permutation
+from training.alike import Alike
+from training.chance import number, permutation, uniform
 from training.corpus import Corpus
 from training.errors import DataError
 from training.masking import Vocabulary, mask_tokens
@@ -32,6 +34,9 @@ from training.packing import Packed
 from training.recipe import Recipe
 
 Ids = NDArray[np.int64]
+
+SWAY = 0.25
+"""By this factor, about, groups of like length lie apart."""
 
 CHARACTERS_PER_TOKEN = 64
 """Texts are cut to so many characters a token before they are tokenized: nobody waits for a
@@ -101,7 +106,8 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ):
-        """Raises DataError when batches cannot be divided among ranks."""
+        """Raises DataError when batches cannot be divided among ranks. Where the recipe groups pairs,
+        `alike` is to be set before a batch is asked for."""
         if recipe.batch_pairs % world:
             raise DataError(
                 f"batch_pairs must be a multiple of the {world} ranks, got {recipe.batch_pairs}"
@@ -113,6 +119,7 @@ class Batches:
         self.count = max(1, pairs // recipe.batch_pairs)
         self.steps = -(-self.count // recipe.accumulate)
         self.unusable: set[int] = set()
+        self.alike: Alike | None = None
         self._bucket = lru_cache(maxsize=3)(self._make_bucket)
 
     def read(self, first_step: int) -> Iterator[Step]:
@@ -157,9 +164,27 @@ class Batches:
             src, trg = [src[i] for i in stand_in], [trg[i] for i in stand_in]
         a, b = [x for x in src if x is not None], [x for x in trg if x is not None]
         length = np.array([len(x) + len(y) for x, y in zip(a, b, strict=True)])
-        cuts = np.split(np.argsort(length, kind="stable"), r.bucket_batches)
+        order = np.argsort(length, kind="stable")
+        if r.alike:
+            assert self.alike is not None, "groups must be found first"  # noqa: S101
+            order = self._grouped(self.alike, ids, length, bucket)
+        cuts = np.split(order, r.bucket_batches)
         shuffled = permutation(len(cuts), r.seed, number("bucket"), bucket)
         return ids, a, b, [cuts[i] for i in shuffled]
+
+    def _grouped(self, alike: Alike, ids: Ids, length: Ids, bucket: int) -> Ids:
+        """Places of a bucket's pairs, group after group; groups of like length are near, not in order."""
+        key = self._recipe.seed, number("alike"), bucket
+        groups = alike.groups(ids, self._recipe.alike, *key)
+        means = np.array([length[group].mean() for group in groups])
+        swaying = np.exp(SWAY * (2 * uniform(*key, np.arange(len(groups))) - 1))
+        return np.concatenate([groups[i] for i in np.argsort(means * swaying, kind="stable")])
+
+    @property
+    def read_pairs(self) -> Ids:
+        """The numbers of all pairs that the run reads."""
+        buckets = -(-self.count // self._recipe.bucket_batches)
+        return self.order.take(0, buckets * self._recipe.bucket_batches * self._recipe.batch_pairs)
 
     def _tokens(self, texts: list[str]) -> list[Ids | None]:
         limit = self._tokenizer.max_tokens * CHARACTERS_PER_TOKEN

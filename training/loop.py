@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mexma.text import TextTokenizer
+from training.alike import find_alike
 from training.batches import Batches
 from training.centring import centred
 from training.chance import number
@@ -78,6 +80,12 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
     if recipe.centre_texts:
         some = batches.order.take(0, max(1, recipe.centre_texts // 2))
         start = centred(start, tokenizer, [t for side in split.train.pairs(some) for t in side])
+    if recipe.alike:
+        embed_start = partial(embedded_by, start, tokenizer, ranks)
+        batches.alike = find_alike(
+            out, split.train, batches.read_pairs, embed_start, ranks,
+            start=" ".join(sorted(start.source.get("weights", {}).values())), quiet=quiet,
+        )  # fmt: skip
     judges = choose_pairs(split.held_out, pairs=recipe.validation_pairs)
     hashes = start.source.get("weights", {})
     progress = Progress(0, recipe.to_dict(), split.train.fingerprint, hashes, None, {})
@@ -257,6 +265,17 @@ def open_backbone(recipe: Recipe) -> Checkpoint:
         start = load_checkpoint(recipe.backbone, pooling=recipe.pooling, prefix=recipe.prefix)
     limit = min(recipe.max_tokens, start.max_tokens)
     return replace(start, max_tokens=limit, prefix=recipe.prefix)
+
+
+def embedded_by(
+    start: Checkpoint, tokenizer: TextTokenizer, ranks: Ranks, texts: list[str]
+) -> Vectors:
+    """L2-normalised vectors float32 `[n, dim]` by the starting weights."""
+    start.encoder.to(ranks.device).eval()
+    with torch.autocast(ranks.device.type, torch.bfloat16):
+        vectors = embed_texts(start.encoder, tokenizer, texts)
+    start.encoder.cpu()
+    return vectors
 
 
 def encoder_copy(start: Checkpoint) -> Any:

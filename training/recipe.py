@@ -92,6 +92,10 @@ class Recipe:
     """Pairs that meet in one forward pass, over all ranks together; a multiple of the ranks."""
     accumulate: int = 2
     """Such batches before each optimiser step."""
+    alike: int = 0
+    """Batches take groups of so many pairs whose English sentences are near to one another, by the
+    starting weights: negatives that are hard to tell apart (see `training.alike`). The groups are
+    found among the pairs of `bucket_batches` batches: the more, the nearer. 0: none."""
     bucket_batches: int = 64
     """Batches are cut from this many sorted by length: more, and less is padded."""
     epochs: float = 3.0
@@ -139,7 +143,7 @@ class Recipe:
         for name in [*at_least_one.split(), "save_every", "validate_every"]:
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("most_per_source", "centre_texts"):
+        for name in ("most_per_source", "centre_texts", "alike"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} must not be negative, got {getattr(self, name)}")
         if not -1 <= self.same_above <= 1:

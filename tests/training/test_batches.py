@@ -11,11 +11,13 @@ import torch
 
 from mexma.errors import EmptyText
 from mexma.text import TextTokenizer
+from training.alike import Alike, find_alike
 from training.batches import Batches, Order
 from training.corpus import Corpus, open_corpus
-from training.errors import DataError
+from training.errors import DataError, RunStateError
 from training.loop import open_backbone
 from training.masking import Vocabulary
+from training.ranks import Ranks
 from training.recipe import override
 from training.recipes import tiny_cpu
 
@@ -95,6 +97,60 @@ def test_two_ranks_see_what_one_sees():
                     theirs = share.masked.ids[share.masked.rows == row]
                     at = (row % n) * 2 + r + (row // n) * 2 * n
                     assert torch.equal(theirs, batch.masked.ids[batch.masked.rows == at])
+
+
+def grouped(corpus: Corpus, topics: np.ndarray, out, *settings: str, rank=0, world=1) -> Batches:
+    """Batches of groups of 4, of pairs whose English sentences are about so many topics."""
+    made = batches("alike=4", *settings, corpus=corpus, rank=rank, world=world)
+    centres = np.random.default_rng(5).standard_normal((topics.max() + 1, 32))
+    names = dict(zip(corpus.targets.to_pylist(), topics, strict=True))
+
+    def embed(texts: list[str]) -> np.ndarray:
+        rows = np.stack([centres[names[t]] for t in texts]) + 0.01 * len(texts) / 1e6
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    made.alike = find_alike(
+        out, corpus, made.read_pairs, embed, Ranks(0, 1, torch.device("cpu")), start="w", quiet=True
+    )
+    return made
+
+
+def test_a_batch_takes_groups_of_sentences_that_are_alike(tmp_path):
+    corpus = corpus_of({"de": 128})
+    topics = np.random.default_rng(1).permutation(128) % 32  # four pairs of each
+    settings = ("batch_pairs=16", "bucket_batches=8", "accumulate=1", "pairs=128")
+    made = grouped(corpus, topics, tmp_path, *settings)
+    seen = []
+    for step in range(8):
+        [ids] = ids_of(made, step)
+        seen += ids
+        assert sorted(Counter(topics[ids]).values()) == [4, 4, 4, 4], "whole groups"
+    assert sorted(seen) == list(range(128)), "each pair once"
+    plain = batches(*settings, corpus=corpus)
+    assert max(Counter(topics[ids_of(plain, 0)[0]]).values()) < 4
+    # Again, from what lies beside the run: nobody is asked for vectors.
+    again = grouped(corpus, topics, tmp_path, *settings)
+    assert [ids_of(again, s) for s in range(8)] == [ids_of(made, s) for s in range(8)]
+    two = [grouped(corpus, topics, tmp_path, *settings, rank=r, world=2) for r in (0, 1)]
+    for step in range(8):
+        [whole], parts = ids_of(made, step), [ids_of(b, step)[0] for b in two]
+        assert sorted(whole) == sorted(parts[0] + parts[1])
+    with pytest.raises(RunStateError, match=r"alike\.npz: is of pairs"):
+        grouped(corpus_of({"fr": 128}), topics, tmp_path, *settings)
+
+
+def test_groups_are_those_of_plain_arithmetic_whatever_adds_them():
+    """Equal sentences stay together as far as groups have room, and all places are there once."""
+    random = np.random.default_rng(3)
+    vectors = random.integers(-90, 90, (40, 64)).astype(np.int8)
+    row = random.integers(0, 40, 700).astype(np.int32)
+    found = Alike(vectors, row).groups(np.arange(700), 30, 1, 2)
+    assert sorted(np.concatenate(found).tolist()) == list(range(700))
+    assert all(8 <= len(group) <= 30 for group in found)
+    kinds = [len(set(row[group].tolist())) for group in found]
+    assert np.mean(kinds) < 8, "of 40 sentences a random group of 22 would hold 17"
+    twice = Alike(vectors, row).groups(np.arange(700), 30, 1, 2)
+    assert all(np.array_equal(a, b) for a, b in zip(found, twice, strict=True))
 
 
 def test_batches_hold_texts_of_like_length():
