@@ -31,6 +31,9 @@ RECIPE = override(
         "save_every=3",
         "validate_every=4",
         "keep_last=1",
+        "contrastive=0.5",
+        "same_above=0.9",
+        "alike=4",
     ],
 )  # 36 batches, 12 steps; dropout is on
 

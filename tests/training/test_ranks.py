@@ -38,8 +38,8 @@ def runs(tmp_path_factory) -> Path:
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    train(recipe(), folder / "one", Ranks(0, 1, torch.device("cpu")), quiet=True)
+    assert done.returncode == 0, done.stderr
+    train(recipe("alike=4"), folder / "one", Ranks(0, 1, torch.device("cpu")), quiet=True)
     return folder
 
 

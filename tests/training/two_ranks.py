@@ -29,10 +29,10 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     with joined("cpu") as ranks:
-        train(recipe(), folder / "ddp", ranks, quiet=True)
-        train(recipe("sharded=true"), folder / "sharded", ranks, quiet=True)
+        train(recipe("alike=4"), folder / "ddp", ranks, quiet=True)
+        train(recipe("alike=4", "sharded=true"), folder / "sharded", ranks, quiet=True)
         # A run of two ranks that stopped is gone on with.
-        train(recipe(), folder / "ddp", ranks, quiet=True, resume=True)
+        train(recipe("alike=4"), folder / "ddp", ranks, quiet=True, resume=True)
 
         honest = model.alignment
 
