@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.encoder import Attention, Encoder
+
+PARTS, FEWEST, WASTE = 4, 16, 0.2
+"""A rectangle of which more would be padding is made into so many, if each has enough sequences."""
 
 Backend = Literal["auto", "plain", "padded", "nested", "varlen"]
 
@@ -96,6 +100,43 @@ class Packed:
         return self._gathered(mixed)
 
     def _plain(self, query: Tensor, key: Tensor, value: Tensor, _: Tensor, heads: int) -> Tensor:
+        if len(self._parts) == 1:
+            return self._written_out(query, key, value, heads)
+        mixed = []
+        for part, tokens in self._parts:
+            q, k, v = (x.index_select(0, tokens) for x in (query, key, value))
+            mixed.append(part._written_out(q, k, v, heads))
+        return torch.cat(mixed).index_select(0, self._back)
+
+    @cached_property
+    def _parts(self) -> list[tuple[Packed, Tensor]]:
+        """Sequences of like length together, each with the places of their tokens, int64; all in one
+        where little would be padded."""
+        n = len(self.lengths)
+        if n < PARTS * FEWEST or len(self.ids) > (1 - WASTE) * n * self.longest:
+            return [(self, torch.arange(len(self.ids)))]
+        order = torch.argsort(self.lengths, stable=True)
+        return [self._part(some) for some in order.chunk(PARTS)]
+
+    def _part(self, sequences: Tensor) -> tuple[Packed, Tensor]:
+        """These sequences alone, and the places of their tokens."""
+        lengths = self.lengths[sequences]
+        bounds = functional.pad(lengths.cumsum(0), (1, 0))
+        rows = torch.repeat_interleave(lengths)
+        places = torch.arange(len(rows), device=rows.device) - bounds[rows]
+        tokens = self.starts[sequences][rows] + places
+        part = Packed(
+            self.ids[tokens], places, rows, bounds[:-1], lengths, bounds.to(torch.int32),
+            int(lengths.max()),
+        )  # fmt: skip
+        return part, tokens
+
+    @cached_property
+    def _back(self) -> Tensor:
+        """Where each token is among those of all parts; int64 `[tokens]`."""
+        return torch.argsort(torch.cat([tokens for _, tokens in self._parts]))
+
+    def _written_out(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         q, k, v, mask = self._rectangle(query, key, value, heads)
         score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [n, heads, longest, longest]
         if mask is not None:

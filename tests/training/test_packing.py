@@ -10,6 +10,8 @@ from mexma.text import TokenBatch
 from tests.tiny import tiny_encoder
 from training.packing import Packed, sentence_vectors, token_states
 
+MANY = tuple(np.random.default_rng(7).integers(1, 40, 70).tolist())
+"""So many, of so different lengths, that attention takes them in parts."""
 HERE = ("plain", "padded", "nested", "auto")
 
 
@@ -28,7 +30,7 @@ def run(encoder, batch, **options):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first_token"])
-@pytest.mark.parametrize("lengths", [(5, 17, 3, 11), (6, 6, 6), (1,)])
+@pytest.mark.parametrize("lengths", [(5, 17, 3, 11), (6, 6, 6), (1,), MANY])
 def test_backends_agree_with_the_padded_encoder(pooling, lengths):
     encoder = tiny_encoder(pooling=pooling).double()
     batch = sequences(lengths)
@@ -62,10 +64,12 @@ def test_backends_agree_in_bfloat16(kind):
         assert torch.cosine_similarity(vectors, reference).min() > 0.999, backend
 
 
-def test_alone_equals_together():
+@pytest.mark.parametrize("lengths", [(5, 17, 3, 11), MANY])
+def test_alone_equals_together(lengths):
     encoder = tiny_encoder().double()
-    together, _ = run(encoder, sequences())
-    for i, sequence in enumerate(sequences()):
+    assert (len(Packed.of(sequences(lengths))._parts) > 1) == (lengths == MANY)
+    together, _ = run(encoder, sequences(lengths))
+    for i, sequence in enumerate(sequences(lengths)):
         assert (run(encoder, [sequence])[0][0] - together[i]).abs().max() < 1e-6
 
 
