@@ -23,6 +23,7 @@ from typing import Any, cast
 import httptools
 from starlette.responses import Response
 from starlette.types import Scope
+from uvicorn._types import HTTPScope
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -38,6 +39,8 @@ MAX_HEAD_BYTES = 64 * 1024
 PACE_BYTES = 64 * 1024
 # How often connections are looked at; times are kept to this.
 LOOK_EVERY_S = 1.0
+# A body of up to 99,999 bytes is waited for, for so long, before its request begins.
+MOST_DIGITS, HOLD_S = 5, 0.5
 # How often a client that closed its side is looked for while its request is under way.
 ASK_EVERY_S = 0.05
 # Files that the process opens for itself: collections, indexes, the model.
@@ -125,6 +128,7 @@ class Connections:
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         for connection in list(self._open):
+            connection.begin_if_held(now)
             if connection.awaits_head and now - connection.quiet_since > self.header_timeout_s:
                 self._drop(connection, "no request in time", last_words=TOO_SLOW)
             elif connection.is_stuck(now, self.write_timeout_s):
@@ -168,6 +172,7 @@ class Connection(OneWriteProtocol):
         self._resuming = False
         self._holding = False  # what begins, until all that has come is read
         self._held: tuple[RequestResponseCycle, Any] | None = None
+        self._held_since = 0.0
         self._begun: Received | None = None
 
     @property
@@ -215,6 +220,7 @@ class Connection(OneWriteProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._among.discard(self)
         super().connection_lost(exc)
+        self._begin(waits=False)  # as one whose client has left
         if self._begun is not None:
             self._begun.leave()
 
@@ -240,22 +246,29 @@ class Connection(OneWriteProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """The turn of a request on this connection has come."""
-        self._held = cycle, app
+        self._held, self._held_since = (cycle, app), self.loop.time()
         if not self._holding:
             self._begin()
 
-    def _begin(self) -> None:
+    def begin_if_held(self, now: float) -> None:
+        """A body that has not come by now is waited for by whoever answers, who has a time for it."""
+        if self._held is not None and now - self._held_since > HOLD_S:
+            self._begin(waits=False)
+
+    def _begin(self, *, waits: bool = True) -> None:
         """Begin what is held, and what follows it at once, one after the other: a client may send a
-        thousand requests in one piece."""
+        thousand requests in one piece. waits: where a small body is on its way, which most clients send
+        after the head, nothing begins without it."""
         while self._held is not None:
+            if waits and self._held[0].more_body and _is_small(self._held[0].scope):
+                return
             (cycle, app), self._held = self._held, None
-            body = None if cycle.more_body else bytes(cycle.body)
-            self._begun = Received(body)
+            self._begun = Received(None)
+            if not cycle.more_body:  # kept once
+                self._begun.body, cycle.body = bytes(cycle.body), bytearray()
             scope = cast(Scope, cycle.scope)
             scope[KEY] = self._begun
-            refused = None
-            if self._among.refuse is not None and not self.flow.write_paused:
-                refused = self._among.refuse(scope)
+            refused = None if self.flow.write_paused else self._refusal(scope)
             if refused is None:
                 super()._start_asgi_task(cycle, app)
                 return
@@ -264,6 +277,15 @@ class Connection(OneWriteProtocol):
                 self._answer(cycle, refused)
             finally:
                 self._holding = False
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        if self._among.refuse is None:
+            return None
+        try:
+            return self._among.refuse(scope)
+        except Exception:  # whoever is asked next has an answer for that, too
+            log.exception("whether a request is refused could not be said")
+            return None
 
     def _answer(self, cycle: RequestResponseCycle, response: Response) -> None:
         """As uvicorn does, without asking anybody for it."""
@@ -360,6 +382,17 @@ class Connection(OneWriteProtocol):
             self.transport.write(PROCESSING)
             asked = True
         self.loop.call_later(ASK_EVERY_S, self._ask, connected, asked)
+
+
+def _is_small(scope: HTTPScope) -> bool:
+    """Whether a request's body will have a few bytes, and comes without being asked for."""
+    size = b""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            size = value
+        elif name == b"expect":
+            return False
+    return size.isdigit() and len(size) <= MOST_DIGITS
 
 
 def _unacknowledged_bytes(descriptor: int) -> int:

@@ -270,7 +270,8 @@ class RequestBorder:
         if (received := received_of(scope)) is not None and received.body is not None:
             if received.left:
                 raise ClientGone
-            if len(received.body) <= limit:
+            size = len(received.body)
+            if not (too_large := too_large or size > limit):
                 return received.body
         try:
             async with asyncio.timeout(self.body_timeout_s):

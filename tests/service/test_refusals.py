@@ -155,8 +155,9 @@ def test_what_the_client_says_of_the_connection_holds(server):
         assert b"connection: close" in answer
 
 
-def test_a_body_that_comes_later_is_waited_for(server):
-    """Its head alone says too little: it takes the way through the application, and is refused there."""
+@pytest.mark.parametrize("later_s", [0.01, 1.5], ids=["soon", "late"])
+def test_a_body_that_comes_later_is_waited_for(server, later_s):
+    """Soon, as most clients send it: as if it had come at once. Late: the application waits, and refuses."""
     whole = request_of(1)
     url = httpx.URL(server.url)
     with (
@@ -164,7 +165,7 @@ def test_a_body_that_comes_later_is_waited_for(server):
         closing(socket.create_connection((url.host, url.port), timeout=60)) as client,
     ):
         client.sendall(whole[:-5])
-        time.sleep(0.2)
+        time.sleep(later_s)
         client.sendall(whole[-5:])
         assert client.recv(2**16).startswith(b"HTTP/1.1 503")
 
@@ -254,3 +255,51 @@ def test_a_request_is_told_that_its_client_left():
                 break
             time.sleep(0.05)
     assert left == [True]
+
+
+def in_two(port: int, size: bytes, pause_s: float) -> bytes:
+    """The answer to a request of 5 bytes, sent after its head."""
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=30)) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\n" + size + b"\r\n\r\n")
+        time.sleep(pause_s)
+        client.sendall(b"5\r\nwhole\r\n0\r\n\r\n" if b"chunked" in size else b"whole")
+        return client.recv(2**16)
+
+
+def test_a_small_body_is_held_for_until_it_is_whole_and_not_for_long():
+    """Which the application then gets with the request; otherwise it receives it as ever."""
+    asked = []
+
+    async def app(scope, receive, send):
+        body, whole = received_of(scope).body, True
+        if body is None:
+            body, whole = b"", False
+            while (message := await receive())["more_body"] or message["body"]:
+                body += message["body"]
+                if not message["more_body"]:
+                    break
+        said = b"%s %s" % (body, b"held" if whole else b"received")
+        headers = [(b"content-length", b"%d" % len(said))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": said})
+
+    def refuse(scope):
+        asked.append(received_of(scope).body)
+        raise RuntimeError("planted: a fault in refusing is no fault of the request")
+
+    five, chunked = b"content-length: 5", b"transfer-encoding: chunked"
+    with listening(app, refuse) as port:
+        assert in_two(port, five, 0.05).endswith(b"whole held")
+        assert in_two(port, five, 2.5).endswith(b"whole received")
+        assert in_two(port, chunked, 0.05).endswith(b"whole received")
+        began = time.monotonic()
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=30)) as client:
+            head = (
+                b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
+            )
+            client.sendall(head)
+            assert client.recv(100).startswith(b"HTTP/1.1 100"), "asked for at once"
+            client.sendall(b"whole")
+            assert client.recv(2**16).endswith(b"whole received")
+        assert time.monotonic() - began < 5
+    assert asked == [b"whole", None, None, None]
