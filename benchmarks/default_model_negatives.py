@@ -27,7 +27,8 @@ SETTINGS = [
     "centre_texts=0", "most_per_source=0", "hold_out_fraction=0", "validate_every=1000000",
     "save_every=192", "keep_last=1",
 ]  # fmt: skip
-SHARES_OF_START = (0.1, 0.2, 0.3)
+SHARES_OF_START = (0.1, 0.25)
+HELD_OUT_PAIRS = 1000
 
 
 def main() -> None:
@@ -38,13 +39,14 @@ def main() -> None:
     p.add_argument("--data", nargs="+", required=True, help="pairs to train on")
     p.add_argument("--hold-out", nargs="+", required=True, help="pairs to choose by")
     p.add_argument("--decontaminate", nargs="+", default=[], help="what training must not see")
-    p.add_argument("--pairs", type=int, default=147_456, help="of each run (%(default)s)")
-    p.add_argument("--seeds", type=int, default=2, help="runs (%(default)s)")
+    p.add_argument(
+        "--pairs", type=int, nargs="+", default=[147_456, 98_304], help="of each run (%(default)s)"
+    )
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     start = load_checkpoint(a.start, pooling="mean", prefix="")
-    score = make_judge(a.hold_out, start)
+    score = make_judge(a.hold_out, start, HELD_OUT_PAIRS)
     judged: dict[str, dict[str, float]] = {}
 
     def judge(name: str, weights: Weights) -> float:
@@ -59,9 +61,9 @@ def main() -> None:
     runs = []
     lists = {"data": a.data, "hold_out": a.hold_out, "decontaminate": a.decontaminate}
     given = [f"{k}={','.join(v)}" for k, v in lists.items() if v]
-    for seed in range(1, a.seeds + 1):
+    for seed, pairs in enumerate(a.pairs, start=1):
         out = a.out / f"seed-{seed}"
-        train(out, [*SETTINGS, f"backbone={a.start}", *given, f"pairs={a.pairs}", f"seed={seed}"])
+        train(out, [*SETTINGS, f"backbone={a.start}", *given, f"pairs={pairs}", f"seed={seed}"])
         runs.append(read(out))
         candidates[out.name] = runs[-1]
         scores[out.name] = judge(out.name, runs[-1])

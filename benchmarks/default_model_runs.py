@@ -151,10 +151,12 @@ def centred_start(backbone: str, data: Path) -> Checkpoint:
     return centred(start, tokenizer, texts)
 
 
-def make_judge(hold_out: Sequence[str], start: Checkpoint) -> Callable[[Weights], dict[str, float]]:
+def make_judge(
+    hold_out: Sequence[str], start: Checkpoint, pairs: int = HELD_OUT_PAIRS
+) -> Callable[[Weights], dict[str, float]]:
     """Weights to the share of held-out pairs found, in percent, by part and as their mean."""
     sources = read_sources(hold_out, ("src", "trg", "lang"))
-    parts = choose_pairs({s.name: Corpus.of(s.table) for s in sources}, pairs=HELD_OUT_PAIRS)
+    parts = choose_pairs({s.name: Corpus.of(s.table) for s in sources}, pairs=pairs)
     tokenizer = TextTokenizer(start.tokenizer_json, max_tokens=min(128, start.max_tokens))
     encoder = type(start.encoder)(start.encoder.config).to(DEVICE).eval()
 

@@ -69,6 +69,7 @@ def joined(device: str) -> Iterator[Ranks]:
     distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size(), here)
+        distributed.barrier()  # who is left behind in the midst of a message aborts
     finally:
         distributed.destroy_process_group()
 
