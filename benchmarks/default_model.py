@@ -66,13 +66,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--checkpoint", required=True, help="what was trained")
-    p.add_argument("--backbone", required=True, help="what it was trained from, to compare with")
+    p.add_argument(
+        "--backbone", help="what it was trained from, to compare with; else as measured before"
+    )
     p.add_argument("--tatoeba", type=Path, required=True, help="test set, parquet")
     p.add_argument("--hold-out", nargs="+", required=True, help="pairs it was chosen by")
     p.add_argument("--keep", action="store_true", help="measure the model that is there")
     a = p.parse_args()
 
     checkpoint = load_checkpoint(a.checkpoint, max_tokens=512)
+    before = read_manifest(DEFAULT).quality if not a.backbone else {}
     if not a.keep:
         card = (DEFAULT / "README.md").read_text() if (DEFAULT / "README.md").exists() else None
         print(summary(export(
@@ -88,10 +91,22 @@ def main() -> None:
 
     artifact = OnnxEncoder(DEFAULT)
     pairs = read_pairs(a.tatoeba)
-    backbone = load_checkpoint(a.backbone, pooling="mean", prefix="", max_tokens=512)
-    held_out = found_held_out(a.hold_out, {"backbone": backbone, "torch_fp32": checkpoint})
+    if a.backbone:
+        backbone = load_checkpoint(a.backbone, pooling="mean", prefix="", max_tokens=512)
+        held_out = found_held_out(a.hold_out, {"backbone": backbone, "torch_fp32": checkpoint})
+        of_backbone = accuracies(pairs, in_torch(backbone))
+    else:
+        held_out = found_held_out(a.hold_out, {"torch_fp32": checkpoint})
+        held_out = {
+            part: {"backbone": tuple(before["held_out"][part]["backbone"]), **rows}
+            for part, rows in held_out.items()
+        }
+        of_backbone = {
+            lang: (row["pairs"], *row["backbone"])
+            for lang, row in before["tatoeba_36"]["languages"].items()
+        }
     report(held_out, {
-        "backbone": accuracies(pairs, in_torch(backbone)),
+        "backbone": of_backbone,
         "torch_fp32": accuracies(pairs, in_torch(checkpoint)),
         "artifact": accuracies(pairs, lambda texts: encode(artifact, texts)),
     })  # fmt: skip
