@@ -167,6 +167,7 @@ class Connection(OneWriteProtocol):
         self._among = among
         self.quiet_since = self.loop.time()
         self._in_head = False
+        self._head_bytes = 0  # of the newest request that is whole
         self._loose_bytes = 0  # since a head began, or since the last byte of a body
         self._taken_bytes, self._taken_at = 0, self.quiet_since
         self._resuming = False
@@ -174,11 +175,17 @@ class Connection(OneWriteProtocol):
         self._held: tuple[RequestResponseCycle, Any] | None = None
         self._held_since = 0.0
         self._begun: Received | None = None
+        self._answering: RequestResponseCycle | None = None
 
     @property
     def under_way(self) -> bool:
         """Whether a request is being received or answered."""
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def holds(self) -> bool:
+        """Whether a request waits for the rest of its body, and nobody answers it yet."""
+        return self._held is not None
 
     @property
     def waits_for_client(self) -> bool:
@@ -220,6 +227,8 @@ class Connection(OneWriteProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._among.discard(self)
         super().connection_lost(exc)
+        if self._answering is not None:  # which need not be the newest that was read
+            self._answering.disconnected = True
         self._begin(waits=False)  # as one whose client has left
         if self._begun is not None:
             self._begun.leave()
@@ -234,6 +243,10 @@ class Connection(OneWriteProtocol):
         self._holding = True
         try:
             self.parser.feed_data(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._held = None
+                self.transport.write(TOO_LONG)
+                self.transport.close()
         except httptools.HttpParserUpgrade as upgrade:
             self._stay(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
@@ -270,6 +283,7 @@ class Connection(OneWriteProtocol):
             scope[KEY] = self._begun
             refused = None if self.flow.write_paused else self._refusal(scope)
             if refused is None:
+                self._answering = cycle
                 super()._start_asgi_task(cycle, app)
                 return
             self._holding = True
@@ -324,16 +338,19 @@ class Connection(OneWriteProtocol):
         if self._resuming:
             return
         self._in_head, self._loose_bytes = True, 0
+        self._head_bytes = 0
         self.quiet_since = self.loop.time()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
         if not self._resuming:
+            self._head_bytes += len(url)
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # What follows a body in chunks is no header of the request.
         if self._in_head:
+            self._head_bytes += len(name) + len(value) + 4
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

@@ -52,7 +52,7 @@ class DrainingServer(uvicorn.Server):
         self._begin()
         await super().shutdown(sockets)
         assert self._began is not None  # noqa: S101 - just now
-        cut = self._cut + self._under_way
+        cut = self._cut + self._requests()
         log.log(
             logging.WARNING if cut else logging.INFO,
             "draining ended: %s",
@@ -71,10 +71,15 @@ class DrainingServer(uvicorn.Server):
                 "signal": signal.Signals(self._captured_signals[-1]).name
                 if self._captured_signals
                 else None,
-                "requests_under_way": self._under_way,
+                "requests_under_way": self._requests(),
                 "delay_s": self._delay_s,
             },
         )
+
+    def _requests(self) -> int:
+        """How many are under way, those included that wait for the rest of their body."""
+        held = [bool(getattr(c, "holds", False)) for c in self.server_state.connections]
+        return self._under_way + sum(held)
 
     def _watched(self, app: Any) -> ASGIApp:
         """`app`, whose requests are counted, and which is not ready while the server drains."""

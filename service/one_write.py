@@ -43,7 +43,7 @@ class OneWriteTransport:
     def flush(self) -> None:
         """Write what is held."""
         held, self._held = self._held, []
-        if held:
+        if held and not self._transport.is_closing():  # else nobody is there to read it
             data = held[0] if len(held) == 1 else b"".join(held)
             self.handed_over_bytes += len(data)
             self._transport.write(data)

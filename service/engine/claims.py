@@ -5,7 +5,8 @@ a lottery ticket. So a refusal is remembered for as long as it says, and whoever
 same request when told goes before those who come for the first time. The time told is a place in
 line: what waits, and those told before that will come back, run first.
 
-Most never come back. How many do is learnt, and of those who are outstanding that share counts.
+Most never come back. How many do is learnt, and of those who are outstanding that share counts; who
+did come back, and was refused all the same, is expected again for certain.
 Half of the engine is promised away at most, so that what is in the queue already goes on.
 
 Refuses to know: HTTP, queues, what a key is made of. Lives on one event loop.
@@ -30,17 +31,21 @@ LONGEST_S = 60.0
 # The share of the engine that those who come back may take while others wait.
 SHARE = 0.5
 MAX_CLAIMS = 65_536
+# The share is taken to be no smaller: where many did not come back, who does needs a place all the same.
+LEAST_RETURNING = 0.1
 # How fast the share of those who come back is learnt: about the last 50 count.
 LEARNING = 0.02
 
 
 @dataclass(slots=True)
 class _Claim:
-    """tokens: that it will need. due, until: times between which it holds."""
+    """tokens: that it will need. due, until: times between which it holds. sure: of one that came back
+    before."""
 
     tokens: int
     due: float
     until: float
+    sure: bool
 
 
 class Claims:
@@ -50,7 +55,7 @@ class Claims:
         self._claims: dict[Hashable, _Claim] = {}
         self._ends: list[tuple[float, int, Hashable]] = []
         self._numbers = 0
-        self._tokens = 0
+        self._tokens = {False: 0, True: 0}  # of claims that are sure, and not
         self.returning = 0.5
         """The share of claims that were made use of lately."""
 
@@ -74,28 +79,34 @@ class Claims:
         claim = self._claims.get(key)
         if claim is not None and now < claim.due - EARLY_S:
             return claim.due - now
-        before_s = self._tokens * self.returning / (SHARE * tokens_per_s)
-        told_s = min(wait_s + before_s, LONGEST_S)
-        if claim is not None:
-            self._forget(key)
+        came_back = self._came_back(key)
+        share = max(self.returning, LEAST_RETURNING)
+        expected = self._tokens[False] * share + self._tokens[True]
+        told_s = min(wait_s + expected / (SHARE * tokens_per_s), LONGEST_S)
         if key is not None and len(self._claims) < MAX_CLAIMS:
             due = now + told_s
-            claim = self._claims[key] = _Claim(tokens, due, due + GRACE_S)
-            self._tokens += tokens
+            claim = self._claims[key] = _Claim(tokens, due, due + GRACE_S, came_back)
+            self._tokens[came_back] += tokens
             self._numbers += 1  # keys cannot be compared
             heapq.heappush(self._ends, (claim.until, self._numbers, key))
         return told_s
 
     def redeem(self, key: Hashable) -> None:
         """It came back and was taken, whenever that was."""
-        if self._forget(key):
-            self.returning += LEARNING * (1 - self.returning)
+        self._came_back(key)
+
+    def _came_back(self, key: Hashable) -> bool:
+        """Whether it had a claim, which is used up."""
+        if not self._forget(key):
+            return False
+        self.returning += LEARNING * (1 - self.returning)
+        return True
 
     def _forget(self, key: Hashable) -> bool:
         claim = self._claims.pop(key, None)
         if claim is None:
             return False
-        self._tokens -= claim.tokens
+        self._tokens[claim.sure] -= claim.tokens
         return True
 
     def _expire(self, now: float) -> None:

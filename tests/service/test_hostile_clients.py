@@ -8,6 +8,7 @@ import json
 import resource
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -359,6 +360,33 @@ def test_ten_thousand_connections(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         server.process.terminate()
         assert server.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("ends", ["fin", "rst"])
+def test_clients_that_send_several_requests_and_leave_fill_no_log(server, ends):
+    before = server.log.read_text()
+    for _ in range(10):
+        with closing(connect(server)) as client:
+            client.sendall(request_of({"input": "Good morning"}) * 5)
+            if ends == "rst":
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    is_served(server)
+    assert "ERROR" not in server.log.read_text()[len(before) :]
+
+
+@pytest.mark.parametrize("size", [66_000, 140_000, 1_000_000])
+def test_a_head_that_comes_at_once_is_bounded_alike(server, size):
+    with closing(connect(server)) as client:
+        with suppress(ConnectionError):
+            client.sendall(
+                b"GET /health/live HTTP/1.1\r\nhost: x\r\nx-more: %s\r\n\r\n" % (b"a" * size)
+            )
+        assert all_of(client).startswith(b"HTTP/1.1 431")
+    with closing(connect(server)) as client:
+        client.sendall(
+            b"GET /health/live HTTP/1.1\r\nhost: x\r\nx-more: %s\r\n\r\n" % (b"a" * 60_000)
+        )
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_a_head_is_bounded_by_its_bytes_however_they_come(server):

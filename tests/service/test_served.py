@@ -213,10 +213,12 @@ def test_sigterm_finishes_what_was_accepted(tmp_path, http_workers):
     server = start_server(tmp_path, demo="false", http_workers=http_workers, log_format="json")
     wait_until_ready(server)
 
+    long = [" ".join([text] * 5) for text in SENTENCES[:500]]  # under way for a second
+
     async def main() -> httpx.Response:
         async with httpx.AsyncClient(timeout=60) as client:
             asked = asyncio.create_task(
-                client.post(f"{server.url}/v1/embeddings", json={"input": SENTENCES[:500]})
+                client.post(f"{server.url}/v1/embeddings", json={"input": long})
             )
             while "mexma_queue_items 0.0" in (await client.get(f"{server.url}/metrics")).text:
                 await asyncio.sleep(0.005)

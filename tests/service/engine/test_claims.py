@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from service.engine import claims
@@ -67,6 +69,23 @@ def test_claims_of_those_who_never_come_back_count_for_ever_less():
         assert made.is_due(("back", key), 10_000.0 + key * 10 + told)
         made.redeem(("back", key))
     assert made.returning > 0.99
+
+
+def test_who_came_back_and_is_refused_gets_a_place_though_hundreds_before_did_not():
+    """As when a burst of clients that never return is followed by some who do."""
+    made = Claims()
+    for key in range(430):
+        tell(made, key, now=0.0)
+    made.is_due("nobody", 1000.0)  # all of them have expired
+    assert made.returning < 0.001
+    first = [tell(made, ("back", n), now=1000.0) for n in range(5)]
+    assert len(set(first)) == 5, "a place each, however few are expected"
+    now = 1000.0 + max(first)
+    again = [tell(made, ("back", n), now=now) for n in range(5)]
+    each = 10 / (SHARE * RATE)
+    steps = [b - a for a, b in pairwise(again)]
+    assert steps == pytest.approx([each] * 4, rel=0.2), "they will come, for certain"
+    assert made.returning > 0.09, "and that some do is learnt though they were refused"
 
 
 def test_nobody_is_sent_away_for_ever_and_memory_is_bounded(monkeypatch):
