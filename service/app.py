@@ -21,7 +21,6 @@ from mexma import __version__
 from mexma.encoder import Encoder
 from mexma.errors import StoreUnavailable
 from service import http_errors, openapi
-from service.caller import INTERNAL_AT_ONCE
 from service.canaries import Canaries
 from service.demo import offer_demo
 from service.engine.encoders import Encoders
@@ -62,8 +61,6 @@ from service.unusable import warn_of_unusable
 from service.workers.engine_socket import offer_engine
 
 log = logging.getLogger(__name__)
-
-WARM_UP = [f"All are born free and equal, article {i}." for i in range(16)]
 
 DESCRIPTION = """Sentence embeddings for when meaning must cross languages, and search over them.
 
@@ -234,9 +231,7 @@ async def _start(state: State) -> None:
     try:
         await asyncio.to_thread(state.detector.detect, "warm up")
         for embedder in state.encoders:
-            # One text, and some at once, so that it is known what a queue's tokens cost.
-            for texts in (["warm up"], WARM_UP[: state.settings.max_request_items]):
-                await embedder.embed(texts, truncate=True, caller=INTERNAL_AT_ONCE)
+            await embedder.embed(["warm up"])
             await state.encoders.tune(embedder)
         if state.settings.collections:
             await state.canaries.check_all()

@@ -248,15 +248,3 @@ def test_health_follows_tei(make_client):
 def test_models_lists_the_served_one(client):
     (card,) = client.get("/v1/models").json()["data"]
     assert (card["id"], card["dimensions"], card["max_tokens"]) == ("fake", 16, 64)
-
-
-def test_at_start_several_texts_are_run_at_once_so_that_the_pace_is_known(make_client, tmp_path):
-    """From one text alone a queue's tokens look twenty times as dear, and a first burst is sent away."""
-    encoder = FakeEncoder()
-    make_client(encoder)
-    assert max(map(len, encoder.batches)) == 16
-    few = FakeEncoder()
-    more = {"max_request_items": 3, "auto_truncate": False, "data_dir": tmp_path / "other"}
-    client = make_client(few, **more)
-    assert client.get("/health/ready").status_code == 200
-    assert max(map(len, few.batches)) == 3
