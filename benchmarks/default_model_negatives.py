@@ -5,8 +5,8 @@
 
 `mexma-train small` from the weights that `benchmarks.default_model_runs` chose, one run after the other, each
 with a seed of its own; batches take groups of sentences that are alike (`alike=`), and translations that say
-the same are no negatives (`same_above=`). It suits a CPU: a run of 147,000 pairs takes some 20 minutes of two cores
-with AMX. The runs' weights are averaged, with one another and with the start, and what finds most held-out
+the same are no negatives (`same_above=`). It suits a CPU: a run of 147,000 pairs took less than half an hour of two
+cores with AMX. The runs' weights are averaged, with one another and with the start, and what finds most held-out
 pairs, mean over the parts, is written to OUT/best; all scores to OUT/judged.json. What is there already is
 not trained again, and a run that was stopped goes on.
 """
