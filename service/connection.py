@@ -18,12 +18,12 @@ import struct
 import sys
 import termios
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, cast
 
 import httptools
 from starlette.responses import Response
 from starlette.types import Scope
-from uvicorn._types import HTTPScope
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -273,7 +273,7 @@ class Connection(OneWriteProtocol):
         thousand requests in one piece. waits: where a small body is on its way, which most clients send
         after the head, nothing begins without it."""
         while self._held is not None:
-            if waits and self._held[0].more_body and _is_small(self._held[0].scope):
+            if waits and self._held[0].more_body and _is_small(self._held[0].scope["headers"]):
                 return
             (cycle, app), self._held = self._held, None
             self._begun = Received(None)
@@ -401,10 +401,10 @@ class Connection(OneWriteProtocol):
         self.loop.call_later(ASK_EVERY_S, self._ask, connected, asked)
 
 
-def _is_small(scope: HTTPScope) -> bool:
+def _is_small(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether a request's body will have a few bytes, and comes without being asked for."""
     size = b""
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"content-length":
             size = value
         elif name == b"expect":

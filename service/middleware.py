@@ -1,4 +1,4 @@
-"""Around every request: an id, a bound on its body, a count, and word of a client that left.
+"""Around every request: an id, a bound on its body, and a count.
 
 Plain ASGI, because a response wrapped by the framework's own middleware class costs more
 than the whole of a small request.
@@ -13,17 +13,15 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import suppress
-from typing import Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fastapi import Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mexma.errors import Overloaded
 from service.caller import client_of
+from service.departures import ClientGone
 from service.engine.claims import current as current_claim
 from service.http_errors import error_response, for_exception
 from service.logs import request_id as request_id_var
@@ -35,33 +33,13 @@ from service.security.audit import current as current_act
 from service.security.gate import Gate
 from service.security.quotas import Bucket
 from service.security.quotas import current as current_quota
+from service.shortcut import Shortcut
 from service.tracing import Trace, Tracing
 from service.tracing import current as current_trace
 from service.turns import Turns
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-
-class Shortcut(Protocol):
-    """What may answer a request before the framework is asked; see `service.shortcut`."""
-
-    def full(
-        self, body_bytes: int, headers: Mapping[bytes, bytes], scope: Scope, coming: int
-    ) -> Overloaded | None: ...
-
-    async def __call__(
-        self,
-        body: bytes,
-        headers: Mapping[bytes, bytes],
-        scope: Scope,
-        receive: Receive,
-        turns: Turns,
-    ) -> Response | None: ...
-
-
-# A client that left is noticed so much later at most; most requests are done before.
-WATCH_AFTER_S = 0.05
 NUMBER = itertools.count(1)
 # Of our answers, what a page of another origin may read; browsers hide all others from it.
 EXPOSED = (
@@ -90,10 +68,6 @@ class _Process:
 os.register_at_fork(after_in_child=_Process.renew)
 
 
-class ClientGone(Exception):
-    """The client closed the connection; nobody will read an answer."""
-
-
 class RequestBorder:
     """The outermost layer.
 
@@ -112,7 +86,7 @@ class RequestBorder:
         metrics: Metrics,
         gate: Gate,
         client_header: str = "",
-        shortcuts: Mapping[str, Shortcut] | None = None,
+        shortcuts: Mapping[str, Shortcut[Any]] | None = None,
         access_log: bool = False,
         tracing: Tracing | None = None,
     ):
@@ -400,71 +374,3 @@ def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         expose_headers=EXPOSED,
         max_age=600,
     )
-
-
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Await `work`, and cancel it when the client disconnects. Raises ClientGone then."""
-    return await watched(request.scope, request.receive, work)
-
-
-async def watched(scope: Scope, receive: Receive, work: Awaitable[T]) -> T:
-    """As `unless_gone`, for whoever has no request."""
-    received = received_of(scope)
-    if received is None:
-        return await _asked_for(receive, work)
-    owner, cancelled = asyncio.current_task(), False
-
-    def cancel() -> None:
-        nonlocal cancelled
-        if owner is not None:
-            cancelled = owner.cancel()
-
-    received.on_left = cancel
-    if received.left:
-        cancel()
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if cancelled and owner is not None and owner.uncancel() == 0:
-            raise ClientGone from None
-        raise
-    finally:
-        received.on_left = None
-
-
-async def _asked_for(receive: Receive, work: Awaitable[T]) -> T:
-    """Where the server does not tell that a client left, but has to be asked.
-
-    That is done only once the work has lasted WATCH_AFTER_S: a task for it costs more than a small
-    request's whole way through the service.
-    """
-    loop = asyncio.get_running_loop()
-    owner = asyncio.current_task()
-    gone = False
-    watcher: asyncio.Task[None] | None = None
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        if owner is not None:
-            owner.cancel()
-
-    def begin() -> None:
-        nonlocal watcher
-        watcher = loop.create_task(watch())
-
-    timer = loop.call_later(WATCH_AFTER_S, begin)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if gone and owner is not None and owner.uncancel() == 0:
-            raise ClientGone from None
-        raise
-    finally:
-        timer.cancel()
-        if watcher is not None and not watcher.done():
-            watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await watcher

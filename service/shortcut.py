@@ -18,8 +18,8 @@ from starlette.types import Receive, Scope
 
 from mexma.errors import InputError, MexmaError, Overloaded
 from service.caller import Caller, caller_of
+from service.departures import watched
 from service.http_errors import for_exception
-from service.middleware import watched
 from service.received import received_of
 from service.turns import Turns
 from service.vectors import NPY

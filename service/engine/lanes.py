@@ -159,8 +159,9 @@ class Lanes:
         if lane == "bulk":
             before += interactive.tokens
         paces = self._paces(lane, now)
-        come = sum(paces.values()) - (mine := paces.get(client, 0.0))
-        left = max(rate - come, rate / (len(paces) - (mine > 0) + 1))
+        others = len(paces) - (client in paces)
+        come = sum(paces.values()) - paces.get(client, 0.0)
+        left = max(rate - come, rate / (others + 1))
         return max(before / rate, own / left)
 
     def _paces(self, lane: Lane, now: float) -> dict[Hashable, float]:

@@ -24,11 +24,11 @@ from service.collection_schemas import (
     UpsertRequest,
     UpsertResponse,
 )
+from service.departures import unless_gone
 from service.engine.embedder import Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, STORE_ERRORS, documented, snake
 from service.json_body import JsonRoute
 from service.language_tags import canonical_tag
-from service.middleware import unless_gone
 from service.routes.collections import PREFIX, Name, with_encoder
 from service.state import State
 from service.store import filters

@@ -11,11 +11,11 @@ from fastapi.responses import Response
 from mexma.encoder import Encoder
 from mexma.errors import ModelNotFound
 from service.caller import Caller, caller
+from service.departures import unless_gone
 from service.engine.embedder import Embedded, Embedder
 from service.engine.encoders import Role
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
-from service.middleware import unless_gone
 from service.schemas import EmbeddingRequest, EmbeddingResponse, ModelCard, ModelList
 from service.state import State
 from service.vectors import (

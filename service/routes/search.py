@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from mexma.errors import InputError, TooManyItems
 from service.caller import Caller, caller
 from service.collection_schemas import SearchRequest, SearchResponse
+from service.departures import unless_gone
 from service.engine.embedder import Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
-from service.middleware import unless_gone
 from service.routes.collections import PREFIX, Name, with_encoder
 from service.routes.documents import selection_of
 from service.state import State

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from mexma import __version__
 from mexma.text import Side
 from service.caller import Caller, caller
+from service.departures import unless_gone
 from service.engine.embedder import Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
-from service.middleware import unless_gone
 from service.state import State
 from service.tei_schemas import (
     TeiEmbedRequest,

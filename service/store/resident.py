@@ -3,8 +3,9 @@
     Gpu        the device, as FAISS finds it
     Resident   the rows of one moment there; it proposes candidates as an approximate index does
 
-Going by the bandwidth of its memory a GPU reads a million rows of 384 in a quarter of a millisecond, less than a CPU
-takes for a few lists of them (to be measured: `python -m benchmarks.gpu`). So there nothing is trained, measured or written to disk, and nothing is missed but what 2 bytes a component cannot tell apart;
+Going by the bandwidth of its memory a GPU reads a million rows of 384 in a quarter of a millisecond, less
+than a CPU takes for a few lists of them (to be measured: `python -m benchmarks.gpu`). So there nothing is
+trained, measured or written to disk, and nothing is missed but what 2 bytes a component cannot tell apart;
 whoever asks compares the stored vectors of what is proposed. Filters are applied to what was found, so
 it looks for as many more as they are likely to take away.
 

@@ -21,11 +21,12 @@ from mexma.artifact import Manifest
 from mexma.errors import EngineAway
 from mexma.text import TextTokenizer
 from service import readiness
+from service.departures import watched
 from service.engine.embedder import Embedder
 from service.http_errors import for_exception
 from service.language_meter import LanguageMeter
 from service.languages import LanguageDetector
-from service.middleware import RequestBorder, watched, with_cors
+from service.middleware import RequestBorder, with_cors
 from service.routes import embeddings, tei
 from service.schemas import EmbeddingRequest
 from service.security.access import guard_of

@@ -18,8 +18,9 @@ import pytest
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 
+from service.departures import ClientGone, unless_gone
 from service.metrics import Metrics
-from service.middleware import ClientGone, RequestBorder, unless_gone
+from service.middleware import RequestBorder
 from service.reloader import OutcomeName
 from service.security import access
 from service.security.access import Guard

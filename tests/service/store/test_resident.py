@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 import pytest
 
+from benchmarks.gpu_search import on_cpu
 from mexma.errors import InstallationError
 from service.__main__ import _gpu
 from service.settings import Settings
@@ -37,12 +38,7 @@ def small_collections_are_large(monkeypatch):
 
 @pytest.fixture
 def gpu() -> Gpu:
-    def make(dim: int) -> faiss.Index:
-        return faiss.IndexScalarQuantizer(
-            dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-        )
-
-    return Gpu.first() if THERE else Gpu(make)
+    return Gpu.first() if THERE else Gpu(on_cpu)
 
 
 @pytest.fixture
