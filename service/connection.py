@@ -367,6 +367,9 @@ class Connection(OneWriteProtocol):
     def on_message_complete(self) -> None:
         self._loose_bytes = 0
         super().on_message_complete()
+        if not self.pipeline:
+            # A body that filled what may wait has stopped the reading, in which its client is seen to leave.
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         self.quiet_since = self.loop.time()

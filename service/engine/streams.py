@@ -25,8 +25,8 @@ Run = Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch: vectors `[n, dim]`, or why there are none. engine_s: of the engine's time,
-    where it ran others meanwhile."""
+    """What became of a batch: vectors `[n, dim]`, or why there are none. engine_s: its part of the engine's
+    time, of which each of those that run at once has the same."""
 
     batch: list[Entry]
     started: float
@@ -72,6 +72,10 @@ class Streams:
         self._clock = clock
         self._stopping = False
         self._streams: list[_Stream] = []  # what another brings is dropped, and then it ends
+        self._part_s = (
+            0.0  # of the engine's time that a batch would have had which ran all the while
+        )
+        self._part_at = clock()
 
     @property
     def alive(self) -> bool:
@@ -103,6 +107,7 @@ class Streams:
         """Go on without the threads whose batch has been running for longer; what they owe."""
         with self._changed:
             now = self._clock()
+            self._part(now)
             hang = [
                 s for s in self._streams if s.since is not None and now - s.since >= longer_than_s
             ]
@@ -145,7 +150,9 @@ class Streams:
             while not self._stopping and stream in self._streams:
                 batch = self._take(self._tokens_beside(stream))
                 if batch:
-                    stream.since, stream.owed = self._clock(), batch
+                    now = self._clock()
+                    self._part(now)
+                    stream.since, stream.owed = now, batch
                     return batch
                 if batch is None:
                     self._changed.wait()
@@ -161,16 +168,24 @@ class Streams:
             if stream not in self._streams:
                 return None
             started = self._clock()
+            part_s = self._part(started)
             stream.since, stream.owed = started, owed
-            at_once = self.running
         vectors, error = self._outcome(batch)
-        seconds = self._clock() - started
         with self._changed:
             if stream not in self._streams:
                 return None
-            at_once += self.running
+            ended = self._clock()
+            part_s = self._part(ended) - part_s
             stream.since, stream.owed = None, []
-        return Outcome(batch, started, seconds, 2 * seconds / at_once, vectors, error)
+        return Outcome(batch, started, ended - started, part_s, vectors, error)
+
+    def _part(self, now: float) -> float:
+        """Before each change of what runs, under `changed`: `_part_s` until now."""
+        running = self.running
+        if running:
+            self._part_s += (now - self._part_at) / running
+        self._part_at = now
+        return self._part_s
 
     def _outcome(self, batch: list[Entry]) -> tuple[NDArray[np.float32] | None, Exception | None]:
         try:

@@ -188,14 +188,17 @@ def test_a_client_that_closed_its_side_gets_its_answer(server):
     until(lambda: files(server) <= before)
 
 
-def test_work_of_a_client_that_has_gone_altogether_is_not_done(server):
+@pytest.mark.parametrize("texts", [80, 100, 500])
+def test_work_of_a_client_that_has_gone_altogether_is_not_done(server, texts):
+    """However its body came: in one piece that fills what may wait to be read, or in many."""
+
     def gone() -> float:
         lines = httpx.get(f"{server.url}/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if 'status="499"' in line)
 
     before = gone()
     with connect(server) as client:
-        client.sendall(request_of({"input": [f"{i} " + "word " * 400 for i in range(500)]}))
+        client.sendall(request_of({"input": [f"{i} " + "word " * 400 for i in range(texts)]}))
         until(lambda: "mexma_queue_items 0.0" not in httpx.get(f"{server.url}/metrics").text)
     until(lambda: gone() == before + 1)
     assert "mexma_queue_items 0.0" in httpx.get(f"{server.url}/metrics").text
