@@ -42,6 +42,9 @@ def main() -> None:
     p.add_argument(
         "--pairs", type=int, nargs="+", default=[147_456, 98_304], help="of each run (%(default)s)"
     )
+    p.add_argument(
+        "--first-seed", type=int, default=1, help="others, to go on from such runs' mean (%(default)s)"
+    )
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
@@ -61,7 +64,7 @@ def main() -> None:
     runs = []
     lists = {"data": a.data, "hold_out": a.hold_out, "decontaminate": a.decontaminate}
     given = [f"{k}={','.join(v)}" for k, v in lists.items() if v]
-    for seed, pairs in enumerate(a.pairs, start=1):
+    for seed, pairs in enumerate(a.pairs, start=a.first_seed):
         out = a.out / f"seed-{seed}"
         train(out, [*SETTINGS, f"backbone={a.start}", *given, f"pairs={pairs}", f"seed={seed}"])
         runs.append(read(out))

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma.errors import MexmaError
+from service.store.growing import grown
 from service.store.loaded_faiss import faiss
 from service.store.protocol import MOST_RECALL, RECALL, Vectors
 
@@ -108,7 +109,7 @@ class Approximate:
         if _is_graph(index):
             faiss.downcast_index(index.quantizer).hnsw.efSearch = FILING_WIDTH
         index.train(read(slice(None, None, _stride(index.nlist, len(rids)))))
-        empty = cls(shape, index, rids[:0], np.empty(0, np.uint32), 0)
+        empty = cls(shape, index, np.empty(0, np.int64), np.empty(0, np.uint32), 0)
         full = empty._filled(index, rids, seq, read, stopped)
         return full._tuned(read, stopped)
 
@@ -142,14 +143,13 @@ class Approximate:
     def _filled(
         self, index: Any, rids: Index, seq: int, read: Read, stopped: Callable[[], bool]
     ) -> Approximate:
-        sketches = [self.sketches]
+        sketches = self.sketches
         for start in range(0, len(rids), ADD_ROWS):
             _look(stopped)
             part = read(slice(start, start + ADD_ROWS))
             index.add(part)
-            sketches.append(sketch(part))
-        rows, sketched = np.concatenate([self.rids, rids]), np.concatenate(sketches)
-        return replace(self, index=index, rids=rows, sketches=sketched, seq=seq)
+            sketches = grown(sketches, sketch(part))
+        return replace(self, index=index, rids=grown(self.rids, rids), sketches=sketches, seq=seq)
 
     def _tuned(self, read: Read, stopped: Callable[[], bool]) -> Approximate:
         """With the least depth, and then the fewest lists, that find what they should."""

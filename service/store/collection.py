@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mexma.errors import CollectionNotFound, DocumentNotFound, InputError, StoreCorrupt
-from service.priority import lowered
+from service.priority import FAR_BELOW, lowered
 from service.store.admission import check_document, check_fingerprint, is_unicode, unit_vectors
 from service.store.approximate import Proposer
 from service.store.backups import Backups
@@ -416,7 +416,10 @@ class Collection:
             raise StandsBeside(f"{self.directory} is not the one that serves {self.name!r}")
 
     def back_up(self, backups: Backups) -> Backup:
-        return self._read(lambda: lowered(lambda: backups.make(self._database, self.directory)))
+        def make() -> Backup:
+            return backups.make(self._database, self.directory)
+
+        return self._read(lambda: lowered(make, FAR_BELOW))
 
     @contextmanager
     def held(self) -> Iterator[None]:

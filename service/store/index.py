@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from service.store.approximate import Approximate, Proposer, sketch
 from service.store.columns import Columns
 from service.store.filters import Filter
+from service.store.growing import begins_with, grown
 from service.store.neighbourhoods import Neighbourhoods
 from service.store.protocol import Vectors, primary
 from service.store.steps import reached
@@ -57,23 +58,23 @@ class Attached(NamedTuple):
     @classmethod
     def to(cls, built: Proposer, rids: Index, alive: Mask, before: Attached | None) -> Attached:
         """rids, alive: of the state's rows. before: what is attached to it, whose positions hold."""
-        old = before.built.rids if before else built.rids[:0]
-        positions = np.empty(0, np.int64)
-        if before and len(old) <= len(built.rids) and np.array_equal(old, built.rids[: len(old)]):
-            positions = before.positions
-        behind = built.rids[len(positions) :]
+        first, positions, same, count = 0, np.empty(0, np.int64), True, 0
+        bits: NDArray[np.uint8] | None = None
+        if before and begins_with(built.rids, before.built.rids):
+            _, positions, _, same, count, bits = before
+            first = len(positions)
+        behind = built.rids[first:]
         places = np.searchsorted(rids, behind)
         there = places < len(rids)
         there[there] = rids[places[there]] == behind[there]
         places[~there] = -1
-        positions = np.concatenate([positions, places])
-        same = np.array_equal(positions, np.arange(len(positions)))
-        allowed = positions >= 0
-        allowed[allowed] = alive[positions[allowed]]
-        count = int(np.count_nonzero(allowed))
-        bits = None if count == len(allowed) else np.packbits(allowed, bitorder="little")
+        there[there] = alive[places[there]]
+        if bits is not None or not there.all():
+            bits = _with_bits(bits, first, there)
+        same = same and np.array_equal(places, np.arange(first, first + len(places)))
+        count += int(np.count_nonzero(there))
         tail = int(np.searchsorted(rids, built.seq, side="right"))
-        return cls(built, positions, tail, same, count, bits)
+        return cls(built, grown(positions, places), tail, same, count, bits)
 
     def without(self, dead: Index) -> Attached:
         """The same after these rids, which were alive, have been deleted."""
@@ -88,6 +89,16 @@ class Attached(NamedTuple):
         kept = ~(1 << (places & 7)).astype(np.uint8)
         np.bitwise_and.at(bits, places >> 3, kept)
         return self._replace(alive=self.alive - len(places), bits=bits)
+
+
+def _with_bits(bits: NDArray[np.uint8] | None, count: int, more: Mask) -> NDArray[np.uint8]:
+    """Those of `count` rows, None for all, and `more`'s behind them."""
+    whole, rest = divmod(count, 8)
+    before = np.full(whole + 1, 255, np.uint8) if bits is None else bits
+    begun = np.unpackbits(before[whole : whole + 1], bitorder="little")[:rest]
+    return np.concatenate(
+        [before[:whole], np.packbits(np.concatenate([begun, more]), bitorder="little")]
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +166,7 @@ class Snapshot:
         """
         gone, alive, attached = np.searchsorted(self.rids, dead), self.alive, self.attached
         if len(gone):
-            alive = _grown(self.alive, np.empty(0, np.bool_), anew=True)
+            alive = grown(self.alive, np.empty(0, np.bool_), anew=True)
             alive[gone] = False
             attached = attached and attached.without(dead)
         n_dead = len(alive) - len(self) + len(gone)
@@ -172,9 +183,9 @@ class Snapshot:
             self.dim,
             self.threads,
             self._appended(vectors),
-            _grown(self.rids, rids),
-            _grown(self.codes, new_codes),
-            _grown(alive, np.ones(len(rids), np.bool_)),
+            grown(self.rids, rids),
+            grown(self.codes, new_codes),
+            grown(alive, np.ones(len(rids), np.bool_)),
             tuple(codes),
             counts,
             self.columns,
@@ -250,17 +261,3 @@ def _laid(blocks: tuple[Vectors, ...], count: int, vectors: Vectors) -> tuple[Ve
             block[first - start : end - start] = vectors[first - count : end - count]
         start += len(block)
     return blocks
-
-
-def _grown(old: Any, new: Any, *, anew: bool = False) -> Any:
-    """`old` with `new` behind it, in the memory behind `old` where there is room.
-
-    What lies there belongs to no state that is in use: only the newest one is changed. anew: in
-    memory of its own, so that what is changed in it is changed for no other state.
-    """
-    base, total = (old if old.base is None else old.base), len(old) + len(new)
-    if anew or total > len(base):
-        base = np.empty(max(1024, total + total // 2), old.dtype)
-        base[: len(old)] = old
-    base[len(old) : total] = new
-    return base[:total]

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from mexma.errors import InstallationError
 from service.store.approximate import Index, Read, Shape, Stopped
+from service.store.growing import grown
 from service.store.loaded_faiss import faiss
 from service.store.protocol import RECALL, Vectors
 
@@ -97,7 +98,7 @@ class Resident:
         dim = read(slice(0, 1)).shape[1]
         with gpu.turn:
             index = gpu.make(dim)
-        return cls(gpu, index, rids[:0], 0)._filled(rids, seq, read, stopped)
+        return cls(gpu, index, np.empty(0, np.int64), 0)._filled(rids, seq, read, stopped)
 
     @property
     def measured(self) -> int:
@@ -120,7 +121,7 @@ class Resident:
             part = np.ascontiguousarray(read(slice(start, start + ADD_ROWS)))
             with self.gpu.turn:
                 self.index.add(part)
-        return replace(self, rids=np.concatenate([self.rids, rids]), seq=seq)
+        return replace(self, rids=grown(self.rids, rids), seq=seq)
 
     def candidates(
         self,

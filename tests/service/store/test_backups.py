@@ -13,7 +13,7 @@ import pytest
 
 from mexma.errors import BackupNotFound, StoreCorrupt, StoreError, StoreFailed
 from service import index_command
-from service.priority import BELOW
+from service.priority import FAR_BELOW
 from service.store import backups, caretaker, durable, planner
 from service.store.database import Database
 from service.store.generations import VECTORS
@@ -71,7 +71,7 @@ def test_a_backup_gives_way_to_searches(tmp_path, monkeypatch):
     monkeypatch.setattr(Database, "copy_to", noticed)
     store, own = filled(tmp_path, "a"), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     store.back_up("a")
-    assert seen == [max(own, BELOW)]
+    assert seen == [max(own, FAR_BELOW)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
     store.close()
 
