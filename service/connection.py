@@ -83,6 +83,10 @@ def room_for_connections(wanted: int) -> int:
     return min(wanted, room)
 
 
+class _Unclear(Exception):
+    """A request of which another could take something else for what it says."""
+
+
 class Connections:
     """All connections of one server. Times in seconds; maximum: how many there may be. refuse: is asked of
     each request whose body came with its head, before there is a task for it."""
@@ -250,8 +254,9 @@ class Connection(OneWriteProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._stay(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
+            why = error.__context__ if isinstance(error.__context__, _Unclear) else error
             self.send_400_response(
-                f"this is no HTTP/1.1 request: {error}".encode("ascii", "replace").decode()
+                f"this is no HTTP/1.1 request: {why}".encode("ascii", "replace").decode()
             )
         finally:
             self._holding = False
@@ -358,6 +363,8 @@ class Connection(OneWriteProtocol):
             self._resuming = False
             return
         self._in_head = False
+        if sum(name == b"host" for name, _ in self.headers) > 1:
+            raise _Unclear("it has more than one Host")  # RFC 9112, section 3.2
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

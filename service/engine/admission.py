@@ -36,8 +36,11 @@ class Asked(NamedTuple):
 
 
 class Admission:
-    """Of one engine's lanes. cost: of a batch, for a guess until the pace of the queue is known.
-    returned: is told of each that came back when told to, whether it was let in."""
+    """Of one engine's lanes. returned: is told of each that came back when told to, whether it was let in.
+
+    Until the pace of the queue is known, waits are told by what was measured at the start, `expected`
+    tokens a second, or where nothing was, by `cost`, of a batch.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Admission:
         self._returned = returned
         self._claims = Claims()
         self.pace = Pace()
+        self.expected: float | None = None
 
     def refusal(self, asked: Asked, now: float) -> Overloaded | None:
         """Why there is no room now, with when to come back; None if there is."""
@@ -86,7 +90,7 @@ class Admission:
 
     @property
     def _rate(self) -> float:
-        return self.pace.tokens_per_s or self._cost.tokens_per_s
+        return self.pace.tokens_per_s or self.expected or self._cost.tokens_per_s
 
     def _is_due(self, asked: Asked, now: float) -> bool:
         if asked.claim is None or not self._claims:

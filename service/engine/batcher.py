@@ -168,6 +168,11 @@ class Batcher:
         with self._arrived:
             self._lanes.bulk_batch_tokens = tokens
 
+    def expect(self, tokens_per_s: float) -> None:
+        """Say how fast the queue will empty, for those who are refused before its pace is known."""
+        with self._arrived:
+            self._admission.expected = tokens_per_s
+
     def running_s(self) -> float:
         """How long the batch that began first of those on the engine has been running; 0 if none is."""
         return self._streams.running_s()

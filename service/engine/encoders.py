@@ -122,17 +122,18 @@ class Encoders:
         return made
 
     async def tune(self, embedder: Embedder) -> None:
-        """Let batches of bulk work be as large as is best for this one. Takes a second where that
-        has to be measured first."""
+        """Let batches of bulk work be as large as is best for this one, and say how fast they are. Takes
+        a second where that has to be measured first."""
         settings, usual = self._settings, self._settings.max_batch_tokens
         tokens = settings.bulk_batch_tokens
         if not tokens and self._tuning is not None:
-            tokens = await asyncio.to_thread(
-                self._tuning.bulk_batch_tokens,
+            tokens, tokens_per_s = await asyncio.to_thread(
+                self._tuning.bulk_batches,
                 embedder.encoder,
                 usual,
                 where=f"{settings.device}, {settings.threads} threads",
             )
+            embedder.batcher.expect(tokens_per_s)
         embedder.batcher.allow_bulk_batches(max(tokens, usual))
 
     def make_default(self, embedder: Embedder) -> None:

@@ -122,13 +122,13 @@ class Tuning:
     def __init__(self, file: Path | None):
         self._file = file
 
-    def bulk_batch_tokens(self, encoder: Encoder, usual_tokens: int, *, where: str) -> int:
+    def bulk_batches(self, encoder: Encoder, usual_tokens: int, *, where: str) -> Point:
         """Looked up or, the first time, measured. where: what else decides, such as device and threads.
         Blocks for a second."""
         key = f"{encoder.fingerprint} {encoder.engine}, {where}, {machine()}, from {usual_tokens}"
         known = self._read()
-        if isinstance(tokens := known.get(key), int) and tokens >= usual_tokens:
-            return tokens
+        if (point := _point(known.get(key))) is not None and point.tokens >= usual_tokens:
+            return point
         curve = measure(encoder, usual_tokens)
         chosen = choose(curve.points)
         log.info(
@@ -136,12 +136,12 @@ class Tuning:
             ", ".join(f"{p.tokens} run at {p.tokens_per_s:.0f} tokens/s" for p in curve.points),
         )  # fmt: skip
         if curve.steady:
-            self._write(known | {key: chosen.tokens})
+            self._write(known | {key: chosen._asdict()})
         elif curve.busy:
             log.info(
                 "what was measured is not kept, as the machine was busy: the next start measures again"
             )
-        return chosen.tokens
+        return chosen
 
     def _read(self) -> dict[str, object]:
         try:
@@ -159,6 +159,15 @@ class Tuning:
             new.replace(self._file)
         except OSError as error:
             log.info("what was measured is not kept: %s", error)
+
+
+def _point(kept: object) -> Point | None:
+    """What was written as one."""
+    try:
+        point = Point(**kept) if isinstance(kept, dict) else None
+        return point if point and point.tokens + point.tokens_per_s > 0 else None
+    except TypeError:
+        return None
 
 
 def machine() -> str:

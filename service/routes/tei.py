@@ -123,7 +123,7 @@ def router(state: State) -> APIRouter:
             model_sha=encoder.fingerprint,
             model_dtype=DTYPES[manifest.precision],
             model_type=TeiModelType(embedding=TeiPooling(pooling=POOLING_NAMES[manifest.pooling])),
-            max_concurrent_requests=settings.max_queue_tokens,
+            max_concurrent_requests=settings.max_connections,
             max_input_length=manifest.max_tokens,
             max_batch_tokens=settings.max_batch_tokens,
             max_batch_requests=settings.max_batch_items,

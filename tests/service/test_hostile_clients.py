@@ -266,6 +266,7 @@ def test_a_gigabyte_that_is_declared_is_refused_unread(server):
         (b"bad name: 2\r\n", b"header"),
         (b"transfer-encoding: xchunked\r\n", b"Transfer-Encoding"),
         (b"x: \x01\r\n", b"header"),
+        (b"host: y\r\n", b"more than one Host"),
     ],
 )
 def test_a_request_that_could_be_read_in_two_ways_is_refused_and_told_why(server, head, says):

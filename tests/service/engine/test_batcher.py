@@ -236,6 +236,26 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
     run_with(encoder, scenario, max_queue_tokens=100)
 
 
+def test_before_a_pace_is_known_waits_are_told_by_what_was_measured():
+    encoder = FakeEncoder()
+
+    async def scenario(batcher: Batcher) -> None:
+        batcher.expect(600.0)
+        encoder.gate.clear()
+        running = asyncio.create_task(batcher.submit([ids(3)]))
+        await engine_is_busy(batcher)
+        huge = [ids(30, fill) for fill in range(5, 15)]
+        first = asyncio.create_task(batcher.submit(huge, client="large"))
+        await queue_is(batcher, 10)
+        with pytest.raises(Overloaded) as refusal:
+            await batcher.submit([ids(95)], client="other")
+        assert refusal.value.retry_after_s == pytest.approx(300 / 600)
+        encoder.gate.set()
+        await asyncio.gather(running, first)
+
+    run_with(encoder, scenario, max_queue_tokens=100)
+
+
 def test_bulk_work_fills_no_room_of_interactive_requests():
     encoder = FakeEncoder()
 

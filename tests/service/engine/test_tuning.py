@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import httpx
+import numpy as np
 import pytest
 
 from service.engine import tuning
@@ -89,15 +90,16 @@ def test_a_gpu_that_runs_out_of_memory_takes_no_harm(clock):
 def test_what_was_found_is_looked_up_at_the_next_start(clock, tmp_path):
     file = tmp_path / "tuning.json"
     encoder = clock(Timed(lambda n: 0.010 + 1e-6 * n))
-    assert Tuning(file).bulk_batch_tokens(encoder, 256, where="here") == 1024
+    found = Tuning(file).bulk_batches(encoder, 256, where="here")
+    assert found == (1024, pytest.approx(1024 / 0.011024, rel=0.05))
     ran = len(encoder.batches)
-    assert Tuning(file).bulk_batch_tokens(encoder, 256, where="here") == 1024
+    assert Tuning(file).bulk_batches(encoder, 256, where="here") == found
     assert len(encoder.batches) == ran
     # Elsewhere, or another artifact, is another question.
-    Tuning(file).bulk_batch_tokens(encoder, 256, where="there")
+    Tuning(file).bulk_batches(encoder, 256, where="there")
     assert len(encoder.batches) > ran
     other = clock(Timed(lambda n: 1e-6 * n, name="other"))
-    assert Tuning(file).bulk_batch_tokens(other, 256, where="here") == 256
+    assert Tuning(file).bulk_batches(other, 256, where="here").tokens == 256
     assert len(json.loads(file.read_text())) == 3
 
 
@@ -105,7 +107,7 @@ def test_a_busy_machine_is_not_remembered_and_the_log_says_so(clock, tmp_path, c
     caplog.set_level("INFO")
     times = iter([0.001, *[0.010, 0.011, 0.012] * 2, 0.020, 0.011, 0.012])
     encoder = clock(Timed(lambda _: next(times)))
-    Tuning(tmp_path / "tuning.json").bulk_batch_tokens(encoder, 256, where="here")
+    Tuning(tmp_path / "tuning.json").bulk_batches(encoder, 256, where="here")
     assert not (tmp_path / "tuning.json").exists()
     said = [r for r in caplog.records if "not kept" in r.message]
     assert [(r.levelname, "the machine was busy" in r.message) for r in said] == [("INFO", True)]
@@ -114,23 +116,26 @@ def test_a_busy_machine_is_not_remembered_and_the_log_says_so(clock, tmp_path, c
 def test_a_machine_that_is_only_slow_is_not_called_busy(clock, tmp_path, caplog):
     caplog.set_level("INFO")
     for seconds in (lambda n: 0.05 * n, lambda n: 0.11 if n > 100 else 1e-6):
-        Tuning(tmp_path / "t.json").bulk_batch_tokens(clock(Timed(seconds)), 256, where="here")
+        Tuning(tmp_path / "t.json").bulk_batches(clock(Timed(seconds)), 256, where="here")
     assert "busy" not in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b'{"x": 1}'])
+@pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b'{"x": 1}', b"known"])
 def test_a_file_that_is_nonsense_is_written_anew(clock, tmp_path, content):
     file = tmp_path / "tuning.json"
-    file.write_bytes(content)
     encoder = clock(Timed(lambda n: 0.010 + 1e-6 * n))
-    assert Tuning(file).bulk_batch_tokens(encoder, 256, where="here") == 1024
-    assert 1024 in json.loads(file.read_text()).values()
+    if content == b"known":  # a key, with what an earlier version kept
+        Tuning(file).bulk_batches(encoder, 256, where="here")
+        content = json.dumps(dict.fromkeys(json.loads(file.read_text()), 512)).encode()
+    file.write_bytes(content)
+    assert Tuning(file).bulk_batches(encoder, 256, where="here").tokens == 1024
+    assert 1024 in [kept["tokens"] for kept in json.loads(file.read_text()).values() if kept != 1]
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(clock, tmp_path):
     encoder = clock(Timed(lambda n: 0.010 + 1e-6 * n))
     file = tmp_path / "none" / "tuning.json"
-    assert Tuning(file).bulk_batch_tokens(encoder, 256, where="here") == 1024
+    assert Tuning(file).bulk_batches(encoder, 256, where="here").tokens == 1024
 
 
 def test_the_settings_have_the_last_word():
@@ -138,7 +143,7 @@ def test_the_settings_have_the_last_word():
 
     async def allowed(**settings: int) -> int:
         class Never(Tuning):
-            def bulk_batch_tokens(self, *_, **__):
+            def bulk_batches(self, *_, **__):
                 raise AssertionError
 
         encoders = Encoders([encoder], Settings(**settings), Metrics(), tuning=Never(None))
@@ -147,6 +152,36 @@ def test_the_settings_have_the_last_word():
 
     assert asyncio.run(allowed(bulk_batch_tokens=3000)) == 3000
     assert asyncio.run(allowed(bulk_batch_tokens=10)) == 1024, "never fewer than others get"
+
+
+def test_who_is_refused_early_is_told_a_wait_by_what_was_measured():
+    class Known(Tuning):
+        def bulk_batches(self, *_, **__):
+            return Point(1024, 5_000.0)
+
+    encoder = FakeEncoder()
+
+    async def told() -> float:
+        settings = Settings(bulk_batch_tokens=0)
+        encoders = Encoders([encoder], settings, Metrics(), tuning=Known(None))
+        await encoders.tune(encoders.default)
+        batcher = encoders.default.batcher
+        batcher.start()
+        encoder.gate.clear()
+        work = []
+        for n, waiting in enumerate((0, 200_000)):  # one runs, and one waits
+            texts = [np.full(200_000, n, np.int64)]
+            work.append(asyncio.create_task(batcher.submit(texts, client=n)))
+            while batcher.queued_tokens != waiting or not batcher.running_s():
+                await asyncio.sleep(0.001)
+        refusal = batcher.refusal(100_000, lane="interactive", client="other")
+        encoder.gate.set()
+        await asyncio.gather(*work)
+        await encoders.stop()
+        assert refusal is not None
+        return refusal.retry_after_s
+
+    assert asyncio.run(told()) == pytest.approx(200_000 / 5_000)
 
 
 def test_the_service_measures_at_its_first_start_and_says_what(tmp_path):
