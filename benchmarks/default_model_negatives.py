@@ -43,7 +43,10 @@ def main() -> None:
         "--pairs", type=int, nargs="+", default=[147_456, 98_304], help="of each run (%(default)s)"
     )
     p.add_argument(
-        "--first-seed", type=int, default=1, help="others, to go on from such runs' mean (%(default)s)"
+        "--first-seed",
+        type=int,
+        default=1,
+        help="others, to go on from such runs' mean (%(default)s)",
     )
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()

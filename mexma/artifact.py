@@ -30,6 +30,8 @@ from typing import Any
 from mexma.errors import ArtifactError
 
 SCHEMA_VERSION = 1
+LONGEST_NAME = 200
+"""Of a model, in characters."""
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
@@ -115,6 +117,17 @@ class Artifact:
         return (self.path / TOKENIZER).read_bytes()
 
 
+def no_model_name(name: str) -> str | None:
+    """Why a model cannot be called so, by which clients ask for it and which stands in logs and metrics; None
+    where it can."""
+    if name and len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip():
+        return None
+    return (
+        f"expected a name of 1 to {LONGEST_NAME} printable characters, without spaces around it, "
+        f"found {name[:LONGEST_NAME]!r}"
+    )
+
+
 def hash_file(path: Path) -> FileRecord:
     """SHA-256 and size of a file, read in pieces."""
     with path.open("rb") as file:
@@ -195,6 +208,8 @@ def _parse(file: Path, raw: dict[str, Any]) -> Manifest:
             raise ArtifactError(
                 f"{file}: {name} must be one of {', '.join(allowed)}, found {raw[name]!r}"
             )
+    if why := no_model_name(raw["name"]):
+        raise ArtifactError(f"{file}: {why}")
     files = _parse_files(file, raw["files"])
     names = raw.get("input_names", Manifest.input_names)
     if not (isinstance(names, list | tuple) and len(names) == 2):

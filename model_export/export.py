@@ -19,6 +19,7 @@ from mexma.artifact import (
     TOKENIZER,
     Manifest,
     hash_file,
+    no_model_name,
     replace_directory,
     write_manifest,
 )
@@ -120,6 +121,7 @@ def export(
 def default_name(checkpoint: Checkpoint, precision: str) -> str:
     """The source's own name, and the precision where it changes what clients may notice."""
     own = str(checkpoint.source.get("name", "encoder")).rpartition("/")[2]
+    own = "encoder" if no_model_name(own) else own
     return own if precision == "fp32" else f"{own}-{precision}"
 
 

@@ -171,6 +171,12 @@ def test_an_artifact_is_no_checkpoint_and_the_command_says_so(artifacts, tmp_pat
     assert "this is an artifact already" in line
 
 
+def test_a_name_that_no_client_could_ask_for_is_said_before_the_model_is_read(tmp_path, capsys):
+    for name in ("", " mine", "two\nlines", "x" * 201):
+        assert main(["checkpoint", str(tmp_path / "out"), "--name", name]) == 1
+        assert "--name: expected a name of 1 to 200 printable" in capsys.readouterr().err
+
+
 def test_a_place_where_nothing_can_be_written_is_said_before_the_model_is_read(
     tmp_path, capsys, monkeypatch
 ):
