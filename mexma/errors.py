@@ -36,6 +36,7 @@
         ├── MigrationNotFound       the collection is not being moved to another encoder
         ├── MigrationConflict       what was asked of a migration is not possible in its phase
         ├── StoreUnavailable        its server does not answer; says when to come back
+        │   └── CollectionAway      another encoder's vectors are being put in its place
         ├── StoreUnsupported        this kind of store cannot do that
         ├── StoreFailed             the disk is full, or does not read or write; nothing was changed
         └── StoreCorrupt            stored data does not verify
@@ -238,6 +239,14 @@ class StoreUnavailable(StoreError):
     @property
     def public(self) -> str:
         return "the store's server does not answer; retry"
+
+
+class CollectionAway(StoreUnavailable):
+    """The collection has no place for a moment, while it is changed over to another encoder."""
+
+    @property
+    def public(self) -> str:
+        return str(self)
 
 
 class StoreUnsupported(StoreError):

@@ -1,7 +1,7 @@
 """`mexma-index`: look after the collections in a folder, beside the service or without it.
 
 `verify` and `backup` read only and may run beside a service that has the folder open; `restore`,
-`rebuild`, `copy` and `migrate` change it and refuse to.
+`rebuild`, `copy` and `migrate` change it and refuse to. The last two also go to a Milvus server.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mexma.errors import CollectionNotFound, MexmaError, StoreCorrupt, StoreError
 from service import migrate_command
-from service.settings import Settings
+from service.places import opened, place_from
 from service.store import backups
 from service.store.backups import Backups
 from service.store.collection import DATABASE
@@ -27,10 +27,8 @@ from service.store.database import Database
 from service.store.folders import Folders, place_of
 from service.store.generations import FOLDER, Generations
 from service.store.local import LocalStore
-from service.store.protocol import Store
 
-COPY_TIMEOUT_S = 60.0
-"""For one call of Milvus: nobody waits, and a thousand rows may be megabytes."""
+ON_MILVUS = ("copy", "migrate")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,8 +37,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if isinstance(options.data, Path) and not options.data.is_dir():
             raise StoreError(f"--data must be a folder of collections, {options.data} is none")
-        if isinstance(options.data, str) and options.run is not _copy:
-            raise StoreError("at a Milvus address there is only copy; --data must be a folder")
+        if isinstance(options.data, str) and options.verb not in ON_MILVUS:
+            raise StoreError(
+                f"at a Milvus address there are only {' and '.join(ON_MILVUS)}; --data must be a folder"
+            )
         options.run(options)
     except MexmaError as error:
         sys.exit(f"mexma-index: {error}")
@@ -52,11 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mexma-index", description=__doc__)
     parser.add_argument(
         "--data",
-        type=_place,
-        default=_place(os.environ.get("MEXMA_DATA_DIR", "data")),
-        help="the folder of collections (MEXMA_DATA_DIR, or ./data); for copy also a Milvus address",
+        type=place_from,
+        default=place_from(os.environ.get("MEXMA_DATA_DIR", "data")),
+        help="the folder of collections (MEXMA_DATA_DIR, or ./data); for copy and migrate also a Milvus "
+        "address",
     )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs = parser.add_subparsers(required=True, dest="verb", metavar="VERB")
 
     def verb(run: Callable[[argparse.Namespace], None], name: str, text: str, **names: str) -> None:
         added = verbs.add_parser(name, help=text, description=text)
@@ -202,11 +203,11 @@ def _rebuild(options: argparse.Namespace) -> None:
 
 
 def _copy(options: argparse.Namespace) -> None:
-    if str(options.data) == str(_place(options.to)):
+    if str(options.data) == str(place_from(options.to)):
         raise StoreError(f"a copy leads elsewhere, {options.to} is where the collection is")
     with (
-        closing(_store(options.data)) as source,
-        closing(_store(_place(options.to))) as target,
+        closing(opened(options.data)) as source,
+        closing(opened(place_from(options.to))) as target,
     ):
         info = source.describe(options.collection)
         with tqdm(desc=f"{info.name}: copied", total=info.count, unit=" rows") as bar:
@@ -220,26 +221,6 @@ def _copy(options: argparse.Namespace) -> None:
             are, were = ("is", "was") if removed == 1 else ("are", "were")
             said += f"; {removed} that {are} not in the source {were} removed"
         print(said)
-
-
-def _place(text: str) -> Path | str:
-    """A folder, or a Milvus address as it is."""
-    return text if text.startswith(("http://", "https://")) else Path(text)
-
-
-def _store(place: Path | str) -> Store:
-    if isinstance(place, Path):
-        return LocalStore(place)
-    from service.store.milvus.store import MilvusStore  # noqa: PLC0415 - brings grpc
-
-    settings = Settings()
-    return MilvusStore(
-        place,
-        token=settings.milvus_token.get_secret_value(),
-        database=settings.milvus_database,
-        index=settings.milvus_index,
-        timeout_s=COPY_TIMEOUT_S,
-    )
 
 
 if __name__ == "__main__":

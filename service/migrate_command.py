@@ -4,6 +4,8 @@ It does what the service does in the background (docs/migration.md), with all co
 give way to. Interrupted, it goes on from there when it is called again, and so does a service. What
 is asked for is a state (this encoder answers, nothing is beside it), so what is reached already is
 no error, and after a cut-over the old encoder's model leads back.
+
+Where collections are, in a folder or on Milvus, it does not know: `Moves` is what both can.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from mexma.errors import InputError
-from service.canaries import BOUND, SENTENCES, lowest_cosine
-from service.store.local import LocalStore
-from service.store.pair import Embedded
+from service.canaries import BOUND, DOCUMENTS, SENTENCES, lowest_cosine
+from service.places import MovingStore, opened
+from service.store.moving import Embedded, Moves
+from service.store.protocol import KeepsCanaries, Selection, Store
 
 if TYPE_CHECKING:
     from mexma.encoder import Encoder
@@ -53,69 +56,84 @@ def add_to(verbs: Any) -> None:
 def _migrate(options: argparse.Namespace) -> None:
     from mexma.encoder import OnnxEncoder  # noqa: PLC0415 - the other verbs need no runtime
 
-    with closing(LocalStore(options.data)) as store:
-        store.describe(options.collection)
+    name = options.collection
+    with closing(opened(options.data)) as store:
+        moves = store.moves
+        if moves.mend(name):
+            print(f"{name}: a change-over that was cut off is put right")
+        store.describe(name)
         encoder = OnnxEncoder(options.model)
-        name, migrations = options.collection, store.migrations
         if not _answers(store, name, encoder):
-            _embed_all(store, name, encoder)
+            _embed_all(moves, name, encoder)
             if not (options.cut_over or options.retire):
                 return
-            back = migrations.describe(name).phase == "cut_over"
-            change = migrations.roll_back if back else migrations.cut_over
+            back = moves.describe(name).phase == "cut_over"
+            change = moves.roll_back if back else moves.cut_over
             change(name, lambda texts: _embedded(encoder, texts))
             print(f"{name}: {'rolled back' if back else 'cut over'}; serve {options.model}")
-        if options.retire and migrations.beside(name):
-            cut_over = migrations.describe(name).phase == "cut_over"
-            (migrations.retire if cut_over else migrations.abandon)(name)
+        if options.retire and moves.beside(name):
+            cut_over = moves.describe(name).phase == "cut_over"
+            (moves.retire if cut_over else moves.abandon)(name)
             info = store.describe(name)
             print(f"{name}: {info.count} documents, served by {info.fingerprint}")
 
 
-def _answers(store: LocalStore, name: str, encoder: Encoder) -> bool:
+def _answers(store: MovingStore, name: str, encoder: Encoder) -> bool:
     """Whether this encoder's vectors answer already, and says so then."""
-    from mexma.encoder import encode  # noqa: PLC0415 - as above
-
     fingerprint = encoder.fingerprint
-    if store.migrations.beside(name):
-        info = store.migrations.describe(name)
+    if store.moves.beside(name):
+        info = store.moves.describe(name)
         # Embedded anew by its own encoder, both are this one's, and only the phase tells.
         anew = info.serving == info.other and info.phase != "cut_over"
         if info.serving != fingerprint or anew:
             return False
         print(f"{name}: {fingerprint} answers already; vectors of {info.other} are kept beside it")
         return True
-    if store.describe(name).fingerprint != fingerprint:
+    if store.describe(name).fingerprint != fingerprint or _is_off(store, name, encoder):
         return False
-    kept = store.canaries(name)
-    if kept is not None and lowest_cosine(kept, encode(encoder, SENTENCES)) < BOUND:
-        return False  # it is off (canaries.py), and embedding it anew is the way out
     print(f"{name}: {fingerprint} answers already, and nothing is beside it")
     return True
 
 
-def _embed_all(store: LocalStore, name: str, encoder: Encoder) -> None:
+def _is_off(store: Store, name: str, encoder: Encoder) -> bool:
+    """Whether it computes other vectors than the collection's, as canaries.py judges it; then
+    embedding the collection anew is the way out."""
+    from mexma.encoder import encode  # noqa: PLC0415 - as above
+
+    kept = store.canaries(name) if isinstance(store, KeepsCanaries) else None
+    if kept is not None:
+        return lowest_cosine(kept, encode(encoder, SENTENCES)) < BOUND
+    page = store.scroll(name, Selection(), DOCUMENTS, vectors=True)
+    if page.vectors is None or not page.documents:
+        return False
+    now, failed = _embedded(encoder, [document.text for document in page.documents])
+    sound = [item for item in range(len(now)) if item not in failed]
+    return lowest_cosine(page.vectors[sound], now[sound]) < BOUND
+
+
+def _embed_all(moves: Moves[Any], name: str, encoder: Encoder) -> None:
     """Begin, or go on in the direction that was begun, until nothing is left to embed."""
     from mexma.encoder import encode  # noqa: PLC0415 - as above
 
-    migrations, fingerprint = store.migrations, encoder.fingerprint
-    if migrations.beside(name) and migrations.describe(name).other == fingerprint:
-        info = migrations.describe(name)
+    fingerprint = encoder.fingerprint
+    if moves.beside(name) and moves.describe(name).other == fingerprint:
+        info = moves.describe(name)
     else:
         canaries = encode(encoder, SENTENCES)
-        info = migrations.begin(name, encoder.manifest.dim, fingerprint, canaries, anew=True)
+        info = moves.begin(name, encoder.manifest.dim, fingerprint, canaries, anew=True)
     with tqdm(desc=name, total=info.documents, initial=info.embedded, unit=" rows") as bar:
-        while rows := migrations.work(name, BATCH_ROWS):
+        while rows := moves.work(name, BATCH_ROWS):
             embedded = _embedded(encoder, [row.text for row in rows])
-            migrations.take(name, fingerprint, rows, embedded)
+            moves.take(name, fingerprint, rows, embedded)
             bar.update(len(rows))
-    store.settle()
-    info, overlap = migrations.describe(name), migrations.overlap(name, K, SAMPLE)
+    moves.settle()
+    info, overlap = moves.describe(name), moves.overlap(name, K, SAMPLE)
     print(f"{name}: {info.embedded} of {info.documents} documents embedded by {fingerprint}")
     if overlap is not None:
+        recall = "not measured" if overlap.recall is None else f"{overlap.recall:.3f}"
         print(
             f"overlap@{overlap.k} with {info.serving}: {overlap.overlap:.3f}, recall of the other "
-            f"index: {overlap.recall:.3f} ({overlap.queries} documents as queries)"
+            f"index: {recall} ({overlap.queries} documents as queries)"
         )
     if info.failed:
         sys.exit("\n".join(f"mexma-index: {id}: {reason}" for id, reason in info.failed.items()))

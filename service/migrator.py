@@ -34,8 +34,8 @@ from service.engine.embedder import Embedded, Embedder
 from service.engine.encoders import Encoders
 from service.store.database import Row
 from service.store.migrations import Migrations
-from service.store.pair import Embed, MigrationInfo
-from service.store.pair import Embedded as Vectorised
+from service.store.moving import Embed, MigrationInfo
+from service.store.moving import Embedded as Vectorised
 
 log = logging.getLogger(__name__)
 

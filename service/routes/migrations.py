@@ -23,7 +23,7 @@ from service.routes.collections import PREFIX, Name, described
 from service.security import audit
 from service.state import State
 from service.store.migrations import Migrations
-from service.store.pair import MigrationInfo
+from service.store.moving import MigrationInfo
 
 K = Annotated[int, Query(ge=1, le=1000, description="Neighbours that the report compares.")]
 Sample = Annotated[
@@ -115,7 +115,10 @@ def router(state: State) -> APIRouter:
 
 def _available(state: State) -> tuple[Migrations, Migrator]:
     if state.migrator is None:
-        raise StoreUnsupported("this kind of store does not move collections to other encoders")
+        raise StoreUnsupported(
+            "collections on Milvus are moved to another encoder by a command, while nobody writes to "
+            "them: mexma-index --data http://HOST:19530 migrate NAME MODEL"
+        )
     return state.migrator.migrations, state.migrator
 
 

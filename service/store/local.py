@@ -91,6 +91,7 @@ class LocalStore:
         )
         self.migrations = Migrations(self._folders, self._means, self._open, self._changing)
         """Collections that are being moved to another encoder."""
+        self.moves = self.migrations
         try:
             self._load()
         except BaseException:

@@ -33,8 +33,8 @@ from service.store.collection import DATABASE, Collection, Means
 from service.store.database import Database, Header, Row
 from service.store.durable import sync
 from service.store.folders import ROLES, Folders, write_roles
-from service.store.overlap import Overlap
-from service.store.pair import Embed, Embedded, MigrationInfo, Pair
+from service.store.moving import Embed, Embedded, MigrationInfo, Overlap
+from service.store.pair import Pair
 from service.store.protocol import Vectors
 from service.store.steps import reached
 
@@ -147,6 +147,14 @@ class Migrations:
                 final.rename(new)
             shutil.rmtree(new, ignore_errors=True)
             raise StoreFailed(f"collection {header.name!r} cannot be moved: {error}") from error
+
+    def mend(self, name: str) -> bool:
+        """Never: a change-over is one file that is replaced. See Moves."""
+        return False
+
+    def settle(self, timeout_s: float | None = None) -> bool:
+        """Wait until all indexes that are being made are, also of the collections beside."""
+        return self._means.keeper.settle(timeout_s)
 
     def describe(self, name: str) -> MigrationInfo:
         return self._pair(name).info()

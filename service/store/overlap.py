@@ -5,25 +5,11 @@ Refuses to know: SQLite, texts, which encoder is better.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from service.store.index import Index, Mask, Snapshot
+from service.store.moving import Overlap
 from service.store.nearest import nearest
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """overlap: share of a document's k nearest others that is the same in both, mean over the
-    queries. recall: share of the exact k nearest that searches of `other` find, 1 where they
-    compare all. queries: documents of which it was measured, among `documents` with both vectors."""
-
-    k: int
-    queries: int
-    documents: int
-    overlap: float
-    recall: float
 
 
 def compare(serving: Snapshot, other: Snapshot, k: int, sample: int) -> Overlap | None:

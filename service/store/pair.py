@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -24,40 +22,13 @@ from mexma.errors import MigrationConflict
 from service.store.collection import Collection
 from service.store.database import Row
 from service.store.index import Index
-from service.store.overlap import Overlap, compare
+from service.store.moving import Embed, Embedded, MigrationInfo, Overlap, Phase
+from service.store.overlap import compare
 from service.store.protocol import Vectors
 from service.store.steps import reached
 
 HELD_ROWS = 256
 """Writers wait while at most so many rows are embedded: one or two seconds on two cores."""
-
-Phase = Literal["embedding", "ready", "cut_over"]
-
-
-class Embedded(NamedTuple):
-    """vectors: float32 `[n, dim]`, any for those that failed. failed: item -> the reason."""
-
-    vectors: Vectors
-    failed: dict[int, str]
-
-
-Embed = Callable[[Sequence[str]], Embedded]
-
-
-@dataclass(frozen=True)
-class MigrationInfo:
-    """serving, other: fingerprints. phase: "embedding" while rows are left to do, "ready" when
-    none are, "cut_over" when the new encoder serves. documents: in the collection; embedded: of
-    these, by `other` too. failed: id -> why `other` cannot embed it. index_state: of `other`."""
-
-    collection: str
-    phase: Phase
-    serving: str
-    other: str
-    documents: int
-    embedded: int
-    failed: dict[str, str]
-    index_state: Literal["exact", "building", "approximate", "corrupt"]
 
 
 class Pair:

@@ -21,7 +21,7 @@ from mexma.sample import tatoeba_sample
 from service import index_command, migrator
 from service.canaries import SENTENCES as SENTENCES_KEPT
 from service.store.local import LocalStore
-from service.store.pair import Embedded
+from service.store.moving import Embedded
 from service.store.protocol import Document, Query
 from tests.conftest import ROOT, Server, start_server, wait_until_ready
 from tests.fakes import FakeEncoder
@@ -546,7 +546,8 @@ def test_the_command_embeds_anew_where_the_encoder_is_not_what_it_was(tmp_path, 
 def test_every_block_of_the_guide_runs_and_its_table_names_the_fields(tmp_path, artifacts):
     guide = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
-    serving, start, shown, cut_over, rollback, abandon, retire, offline = blocks
+    serving, start, shown, cut_over, rollback, abandon, retire, offline, on_milvus = blocks
+    assert "http://milvus" in on_milvus, "run by store/milvus/test_served.py"
     assert serving.startswith("MEXMA_FURTHER_MODELS=")
     server = serve(tmp_path, artifacts)
     client = httpx.Client(base_url=server.url, timeout=60)

@@ -2,6 +2,9 @@
 
     store.py         the Store: collections, writes, reads
     ranking.py       from a query to hits in order
+    migrations.py    a collection embedded by another encoder beside it, and the change-over
+    sides.py         under which names the two are, and how they are exchanged
+    overlap.py       how differently the two answer
     pages.py         rows in the order of writing, which Milvus does not know
     tally.py         documents per language
     expressions.py   a Selection as a Milvus filter; no character of a caller's is in one

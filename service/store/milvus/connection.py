@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from mexma.errors import CollectionNotFound, InstallationError, StoreFailed, StoreUnavailable
 from service.store.milvus.rows import STAMP, Stamp, fields
+from service.store.steps import reached
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -180,6 +181,7 @@ class Connection:
             num_shards=1,
             consistency_level="Strong",
         )
+        reached("milvus: collection made")
         try:
             self._make_ready(stamp)
         except Exception as e:

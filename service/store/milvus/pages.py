@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 from service.store.milvus import connection
 from service.store.milvus.connection import Connection
-from service.store.milvus.expressions import both
+from service.store.milvus.expressions import ALL, both
 from service.store.milvus.rows import Stamp
 
 Placed = list[tuple[int, str]]
@@ -24,6 +27,37 @@ def page(
             break
         after = border
     return found[:limit], len(found) > limit
+
+
+def compared(
+    milvus: Connection, stamp: Stamp, other: Stamp
+) -> Iterator[tuple[int, str, Literal["missing", "same", "surplus"]]]:
+    """All rows of two collections by (seq, key), in order: those that `other` lacks, those that both
+    have, and those that only `other` has.
+
+    Rows that are written to `other` meanwhile do no harm where they are not beyond what was yielded.
+    """
+    theirs = _walk(milvus, other)
+    their = next(theirs, None)
+    for ours in _walk(milvus, stamp):
+        while their is not None and their < ours:
+            yield *their, "surplus"
+            their = next(theirs, None)
+        if their == ours:
+            yield *ours, "same"
+            their = next(theirs, None)
+        else:
+            yield *ours, "missing"
+    while their is not None:
+        yield *their, "surplus"
+        their = next(theirs, None)
+
+
+def _walk(milvus: Connection, stamp: Stamp) -> Iterator[tuple[int, str]]:
+    after: int | None = -1
+    while after is not None:
+        rows, after = _window(milvus, stamp, ALL, after)
+        yield from rows
 
 
 def _window(milvus: Connection, stamp: Stamp, where: str, after: int) -> tuple[Placed, int | None]:

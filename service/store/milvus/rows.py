@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 import secrets
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +23,8 @@ from service.store.protocol import Document, Vectors, primary
 
 PREFIX = "mexma_"
 STAMP = "mexma.stamp"
+REQUEST_BYTES = 16 << 20
+"""Of one upsert; Milvus takes 64 MB. A write beyond it goes in parts, and is not one any more."""
 MAX_TEXT_BYTES = 65_535
 MAX_TAG_BYTES = 255
 MAX_TERMS = 4_096
@@ -57,7 +60,8 @@ class Stamp:
     """What was written beside the schema when the collection was made, and never changes.
 
     index: of its vectors. incarnation: of this name, so that what belongs to an earlier one is told
-    apart.
+    apart. side: what its name in Milvus ends with, see sides.py; a collection is renamed as a whole,
+    so that is not written.
     """
 
     name: str
@@ -66,36 +70,43 @@ class Stamp:
     created_at: str
     index: str
     incarnation: str
+    side: str = ""
 
     @classmethod
     def new(cls, name: str, dim: int, fingerprint: str, index: str) -> Stamp:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(name, dim, fingerprint, now, index, secrets.token_hex(8))
 
+    def of_another(self, dim: int, fingerprint: str, side: str) -> Stamp:
+        """Of a collection beside this one, for another encoder."""
+        return replace(
+            self, dim=dim, fingerprint=fingerprint, incarnation=secrets.token_hex(8), side=side
+        )
+
     @classmethod
-    def read(cls, name: str, described: dict[str, Any]) -> Stamp:
+    def read(cls, name: str, described: dict[str, Any], side: str = "") -> Stamp:
         """From what Milvus says about a collection. Raises StoreError where it is not of ours."""
         written = described.get("properties", {}).get(STAMP) or described.get("description")
         try:
-            stamp = cls(**json.loads(written or ""))
+            stamp = cls(**json.loads(written or ""), side=side)
         except (TypeError, ValueError) as e:
             raise StoreError(
-                f"the Milvus collection {milvus_name(name)!r} was not made by this service: "
+                f"the Milvus collection {milvus_name(name) + side!r} was not made by this service: "
                 f"it has no {STAMP!r} that can be read"
             ) from e
         if stamp.name != name:
             raise StoreError(
-                f"the Milvus collection {milvus_name(name)!r} must be stamped for {name!r}, "
+                f"the Milvus collection {milvus_name(name) + side!r} must be stamped for {name!r}, "
                 f"its stamp says {stamp.name!r}"
             )
         return stamp
 
     def write(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({key: value for key, value in asdict(self).items() if key != "side"})
 
     @property
     def collection(self) -> str:
-        return milvus_name(self.name)
+        return milvus_name(self.name) + self.side
 
     @property
     def vector(self) -> str:
@@ -139,6 +150,21 @@ def row_of(document: Document, item: int, metadata: str, vector: Vectors) -> dic
         "bounds": found.bounds,
         "vector": vector,
     }
+
+
+def parts(rows: list[dict[str, Any]], dim: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows in parts that one request can carry; mostly that is one."""
+    part: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        needs = 4 * dim + 4 * (len(row["text"]) + len(row["metadata"])) + 40 * len(row["terms"])
+        needs += sum(map(len, row["bounds"].values()))
+        if part and size + needs > REQUEST_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += needs
+    yield part
 
 
 def document_of(row: dict[str, Any]) -> Document:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -33,8 +33,9 @@ from service.store.admission import (
 from service.store.cursors import Cursors
 from service.store.hits import explained
 from service.store.milvus import pages
-from service.store.milvus.connection import Connection, Rows
+from service.store.milvus.connection import Connection
 from service.store.milvus.expressions import ALL, expression
+from service.store.milvus.migrations import MilvusMigrations
 from service.store.milvus.ranking import Ranker
 from service.store.milvus.rows import (
     DOCUMENT_FIELDS,
@@ -42,10 +43,11 @@ from service.store.milvus.rows import (
     Stamp,
     document_of,
     key_of,
-    milvus_name,
     our_name,
+    parts,
     row_of,
 )
+from service.store.milvus.sides import SERVING, Sides
 from service.store.milvus.tally import Tally
 from service.store.protocol import (
     Backup,
@@ -64,8 +66,6 @@ from service.store.protocol import (
 
 LEAST_DIM = 2
 IndexType = Literal["FLAT", "HNSW"]
-REQUEST_BYTES = 16 << 20
-"""Of one upsert; Milvus takes 64 MB. A write beyond it goes in parts, and is not one any more."""
 FREE_TRIES = 3
 
 
@@ -87,6 +87,9 @@ class MilvusStore:
         self._milvus = Connection(uri, token, database, timeout_s)
         self._index: IndexType = index
         self._locks: dict[str, threading.RLock] = {}
+        self._sides = Sides(self._milvus)
+        self.moves = MilvusMigrations(self._milvus, self._sides)
+        """Collections that are moved to another encoder, while nobody writes to them."""
         self._tally = Tally(self._milvus)
         self._last_seq: dict[str, int] = {}
         # Writers that run at one time in several processes give different numbers.
@@ -101,10 +104,11 @@ class MilvusStore:
         """Read at each use: another process may have dropped the collection and made it anew."""
         check_name(name)
         try:
-            described = self._milvus.call("describe_collection", milvus_name(name))
+            stamp = self._sides.stamp(name, SERVING)
         except CollectionNotFound as e:
-            raise CollectionNotFound(f"there is no collection {name!r}") from e
-        stamp = Stamp.read(name, described)
+            if (found := self._sides.answering(name)) is None:
+                raise CollectionNotFound(f"there is no collection {name!r}") from e
+            stamp = found
         if fingerprint is not None:
             check_fingerprint(name, stamp.fingerprint, fingerprint)
         return stamp
@@ -162,7 +166,9 @@ class MilvusStore:
     def drop(self, name: str) -> None:
         with self._lock(name):
             stamp = self._stamp(name)
-            self._milvus.call("drop_collection", stamp)
+            for beside in self._sides.beside(name):
+                self._sides.drop(beside)  # first: nothing would lead to it any more
+            self._sides.drop(stamp)
             self._tally.forget(stamp)
             self._last_seq.pop(stamp.incarnation, None)
 
@@ -184,7 +190,7 @@ class MilvusStore:
             for row, seq in zip(last.values(), self._seqs(stamp, len(last)), strict=True):
                 row["seq"], row[stamp.vector] = seq, row.pop("vector").tolist()
             try:
-                for part in _parts(list(last.values()), stamp.dim):
+                for part in parts(list(last.values()), stamp.dim):
                     self._milvus.call("upsert", stamp, data=part)
             finally:
                 self._tally.written(stamp)
@@ -325,18 +331,3 @@ class MilvusStore:
 
     def close(self) -> None:
         self._milvus.close()
-
-
-def _parts(rows: Rows, dim: int) -> Iterator[Rows]:
-    """The rows in parts that one request can carry; mostly that is one."""
-    part: Rows = []
-    size = 0
-    for row in rows:
-        needs = 4 * dim + 4 * (len(row["text"]) + len(row["metadata"])) + 40 * len(row["terms"])
-        needs += sum(map(len, row["bounds"].values()))
-        if part and size + needs > REQUEST_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(row)
-        size += needs
-    yield part

@@ -30,7 +30,7 @@ import numpy as np
 from mexma.errors import StoreFailed
 from service.store import approximate, caretaker, database, index, pair, planner, steps
 from service.store.local import LocalStore
-from service.store.pair import Embedded
+from service.store.moving import Embedded
 from service.store.protocol import Document, Query
 
 REPOSITORY = Path(__file__).parents[3]

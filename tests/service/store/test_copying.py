@@ -86,10 +86,10 @@ def test_a_copy_of_another_encoder_s_is_refused(milvus_server, tmp_path):
                 copy_collection(local, milvus, "a", print)
 
 
-def test_at_an_address_there_is_only_copy(tmp_path, monkeypatch):
+def test_at_an_address_there_are_only_copy_and_migrate(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for verb in (["verify"], ["backup", "a"], ["restore", "a", "x"], ["rebuild", "a"]):
-        with pytest.raises(SystemExit, match="only copy"):
+        with pytest.raises(SystemExit, match="only copy and migrate"):
             index_command.main(["--data", "http://127.0.0.1:1", *verb])
     with pytest.raises(SystemExit, match=r"Milvus at 127\.0\.0\.1:1 does not answer"):
         index_command.main(["--data", "http://127.0.0.1:1", "copy", "a", "elsewhere"])

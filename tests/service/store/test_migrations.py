@@ -21,7 +21,8 @@ from mexma.errors import (
 from service import index_command
 from service.store import caretaker, planner
 from service.store.local import LocalStore
-from service.store.pair import HELD_ROWS, Embedded
+from service.store.moving import Embedded
+from service.store.pair import HELD_ROWS
 from service.store.protocol import Document, Query, Selection
 from tests.conftest import ROOT
 

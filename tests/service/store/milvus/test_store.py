@@ -23,6 +23,7 @@ from mexma.errors import (
 )
 from service.settings import Settings
 from service.store.milvus import connection, ranking, store
+from service.store.milvus import rows as fields
 from service.store.milvus.store import MilvusStore
 from service.store.protocol import Document, Query, Selection
 from tests.conftest import ROOT
@@ -167,7 +168,7 @@ def test_a_large_write_goes_in_parts(milvus_store, monkeypatch):
         return call(self, method, *args, **kwargs)
 
     monkeypatch.setattr(connection.Connection, "call", counted)
-    monkeypatch.setattr(store, "REQUEST_BYTES", 4_000)
+    monkeypatch.setattr(fields, "REQUEST_BYTES", 4_000)
     filled(milvus_store, random_rows(100))
     assert sent.count("upsert") > 1
     assert milvus_store.describe("c").count == 100
