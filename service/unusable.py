@@ -30,11 +30,11 @@ async def warn_of_unusable(state: State) -> None:
                 info.name,
             )
         elif state.encoders.get(info.fingerprint) is None:
-            move = f", or move it (POST /v1/collections/{info.name}/migration)"
+            move = f"POST /v1/collections/{info.name}/migration"
             log.warning(
                 "collection %s belongs to encoder %s, which is not served, and answers 409; list its "
-                "model in MEXMA_FURTHER_MODELS%s",
+                "model in MEXMA_FURTHER_MODELS, or move it (%s)",
                 info.name,
                 info.fingerprint,
-                move if state.migrator else "",
+                move if state.migrator else "mexma-index migrate",
             )

@@ -98,9 +98,8 @@ async def with_encoder(
     CanaryMismatch where that encoder is not what it was.
     """
     info = await asyncio.to_thread(state.store.describe, name)  # 404 before any work
-    otherwise = (
-        f"move it to one that is (POST {PREFIX}/{name}/migration), " if state.migrator else ""
-    )
+    how = f"POST {PREFIX}/{name}/migration" if state.migrator else "mexma-index migrate"
+    otherwise = f"move it to one that is ({how}), "
     while True:
         await state.canaries.see_to_on(name)
         try:
