@@ -34,6 +34,8 @@ LONGEST_NAME = 200
 """Of a model, in characters."""
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+EXTERNAL = f"{MODEL}.data"
+"""Weights beyond what one ONNX file can hold."""
 TOKENIZER = "tokenizer.json"
 CARD = "README.md"
 
@@ -235,6 +237,25 @@ def _parse_files(file: Path, raw: dict[str, Any]) -> dict[str, FileRecord]:
         if name not in files:
             raise ArtifactError(f"{file}: lists no {name}")
     return files
+
+
+def check_replaceable(target: Path, source: Path | None = None) -> None:
+    """Whether an artifact may be put where `target` is: nothing, an empty directory, or an artifact, and
+    nothing that `source` lies in. Raises ArtifactError: what is replaced is gone."""
+    if source is not None and source.exists() and source.resolve().is_relative_to(target.resolve()):
+        raise ArtifactError(
+            f"{target}: the source {source} lies in it and would be replaced with it; choose another place"
+        )
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ArtifactError(f"{target}: expected a place for a directory, it is a file")
+    known = (MANIFEST, MODEL, EXTERNAL, TOKENIZER, CARD)
+    if others := sorted(path.name for path in target.iterdir() if path.name not in known):
+        raise ArtifactError(
+            f"{target}: expected nothing there, or an artifact to replace; it holds {others[0]!r}"
+            + (f" and {len(others) - 1} more that are no part of one" if len(others) > 1 else "")
+        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mexma.artifact import POOLINGS, PRECISIONS, no_model_name
+from mexma.artifact import POOLINGS, PRECISIONS, check_replaceable, no_model_name
 from mexma.errors import ArtifactError, MexmaError
 from model_export.export import Exported, export
 from model_export.parity import SENTENCES_PER_LANGUAGE
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say = functools.partial(print, file=sys.stderr, flush=True)
     try:
         check_place(a.out)  # what takes minutes comes after
+        check_replaceable(a.out, Path(a.source))
         if a.name is not None and (why := no_model_name(a.name)):
             raise ArtifactError(f"--name: {why}")
         checkpoint = load_checkpoint(

@@ -15,9 +15,11 @@ from tqdm import tqdm
 import mexma
 from mexma import onnx_runtime
 from mexma.artifact import (
+    EXTERNAL,
     MODEL,
     TOKENIZER,
     Manifest,
+    check_replaceable,
     hash_file,
     no_model_name,
     replace_directory,
@@ -31,8 +33,6 @@ from model_export import graph, parity, storage
 from model_export.progress import Say
 from training.checkpoint import Checkpoint
 from training.encoder import Encoder
-
-EXTERNAL = f"{MODEL}.data"
 
 # ONNX is a protobuf, and those end at 2 GiB; 64 MiB are left for everything but weights.
 LARGEST_INLINE_BYTES = 2**31 - 2**26
@@ -60,7 +60,7 @@ def export(
     traced: Encoder | None = None,
     say: Say | None = None,
 ) -> Exported:
-    """Write the artifact of `checkpoint` to `out`, replacing what was there.
+    """Write the artifact of `checkpoint` to `out`, replacing one that was there.
 
     precision: one of `mexma.artifact.PRECISIONS`. sentences_per_language: how much of the
     sample the parity gate reads, 1 to 70. largest_inline_bytes: weights beyond this go to
@@ -69,8 +69,10 @@ def export(
     and of how far it is.
 
     Raises ParityError when the artifact misses its bound, ArtifactError when the checkpoint
-    cannot be stored in this precision; `out` is then as it was.
+    cannot be stored in this precision, or `out` is something else than an artifact; it is then as
+    it was.
     """
+    check_replaceable(out)
     bounds = parity.BOUNDS[precision]
     encoder = checkpoint.encoder
     config = encoder.config

@@ -72,7 +72,9 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
     split = open_corpus(recipe)
     start = open_backbone(recipe)
     tokenizer = TextTokenizer(
-        start.tokenizer_json, max_tokens=start.max_tokens, prefix=start.prefix
+        start.tokenizer_json,
+        max_tokens=min(recipe.max_tokens, start.max_tokens),
+        prefix=start.prefix,
     )
     vocabulary = Vocabulary.of(start.tokenizer_json, start.encoder.config.vocabulary)
     batches = Batches(
@@ -261,13 +263,15 @@ def is_best(progress: Progress) -> bool:
 
 
 def open_backbone(recipe: Recipe) -> Checkpoint:
-    """The starting weights, with the recipe's pooling, prefix and limit."""
+    """The starting weights, with the recipe's pooling and prefix.
+
+    Texts are cut to the recipe's limit while it trains; what it leaves takes as long ones as its backbone.
+    """
     if recipe.backbone == "miniature":
         start = miniature(recipe.pooling)
     else:
         start = load_checkpoint(recipe.backbone, pooling=recipe.pooling, prefix=recipe.prefix)
-    limit = min(recipe.max_tokens, start.max_tokens)
-    return replace(start, max_tokens=limit, prefix=recipe.prefix)
+    return replace(start, prefix=recipe.prefix)
 
 
 def embedded_by(

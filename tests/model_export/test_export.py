@@ -30,6 +30,7 @@ from tests.tiny import (
     tiny_encoder,
     tiny_tokenizer_json,
 )
+from training.checkpoint import load_checkpoint
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -169,6 +170,27 @@ def test_an_artifact_is_no_checkpoint_and_the_command_says_so(artifacts, tmp_pat
     assert main([str(artifacts["fp32"].path), str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "this is an artifact already" in line
+
+
+def test_what_is_no_artifact_is_not_replaced(tmp_path, capsys):
+    """An export to the run's own directory removed the run, and one to any other what was in it."""
+    run, thesis = tmp_path / "run", tmp_path / "mine" / "thesis"
+    tiny_checkpoint(run / "final")
+    thesis.mkdir(parents=True)
+    (thesis / "chapter.txt").write_text("years")
+    for out, says in (
+        (run, "the source"),
+        (run / "final", "the source"),
+        (tmp_path / "mine", "it holds 'thesis'"),
+        (thesis, "it holds 'chapter.txt'"),
+    ):
+        assert main([str(run / "final"), str(out)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+    assert (thesis / "chapter.txt").read_text() == "years"
+    assert (run / "final" / "model.safetensors").exists()
+    with pytest.raises(ArtifactError, match="it holds 'thesis'"):
+        model_export.export.export(load_checkpoint(str(run / "final")), tmp_path / "mine")
 
 
 def test_a_name_that_no_client_could_ask_for_is_said_before_the_model_is_read(tmp_path, capsys):

@@ -18,6 +18,7 @@ from training import model, run_state
 from training.__main__ import main
 from training.errors import NonFiniteLoss, RunStateError
 from training.loop import train
+from training.miniature import MAX_TOKENS
 from training.ranks import Ranks
 from training.recipe import override
 from training.recipes import tiny_cpu
@@ -57,6 +58,8 @@ def test_what_a_run_leaves_behind(finished):
         "step-00000020", "step-00000030",
     ]  # fmt: skip
     assert open_checkpoint(finished / "best").step in (15, 30)
+    # Training cut texts at the recipe's 32; whoever is served by it shall not find theirs cut so.
+    assert description.max_tokens == MAX_TOKENS > tiny_cpu().max_tokens
     assert list((finished / "tensorboard").iterdir())
     report = (finished / "report.md").read_text()
     for picture in ("losses.png", "languages-0.png"):
