@@ -1,4 +1,7 @@
-"""Ctrl-C in a command: one sentence that says how to go on, and the status of a stopped program."""
+"""Ctrl-C in a command: one sentence that says how to go on, and the status of a stopped program.
+
+What `mexma-train` does is in `tests/training/test_stopping.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,11 @@ import pytest
 
 import evaluation.__main__ as evaluating
 import model_export.__main__ as exporting
-import training.__main__ as training
 
 
 @pytest.mark.parametrize(
     ("module", "slow", "arguments", "said"),
     [
-        (training, "train", ["tiny_cpu", "--out", "runs/x"], "mexma-train resume --out runs/x"),
         (exporting, "load_checkpoint", ["a", "b"], "b is whole or as it was"),
         (evaluating, "read_pairs", ["a", "pairs.tsv"], "stopped"),
     ],

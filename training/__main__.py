@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mexma.errors import MexmaError
-from training.errors import RecipeError, RunStateError
-from training.loop import train
-from training.ranks import joined
-from training.recipe import Recipe, override
-from training.recipes import RECIPES, find_recipe
+from training.stopping import Stop
+
+with Stop().heeded():  # torch takes seconds to import, in which Ctrl-C was a traceback
+    from mexma.errors import MexmaError
+    from training.errors import RecipeError, RunStateError, Stopped
+    from training.loop import train
+    from training.ranks import joined
+    from training.recipe import Recipe, override
+    from training.recipes import RECIPES, find_recipe
 
 RESUME = "resume"
 MAY_CHANGE = (
@@ -36,22 +40,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, 1 after one sentence on stderr, or 130."""
+    """Run the command line. Returns the exit status: 0; 1 after one sentence on stderr; 130 or 143
+    (128 and the signal's number) where SIGINT or SIGTERM stopped it."""
     a = parser().parse_intermixed_args(arguments)  # settings before and after --out
+    stop = Stop(a.out)
     try:
-        resume = a.recipe == RESUME
-        recipe = recipe_of(a.out, a.settings) if resume else find_recipe(a.recipe)
-        recipe = override(recipe, a.settings)
-        with joined(recipe.device) as ranks:
-            final = train(recipe, a.out, ranks, resume=resume)
-            if ranks.first:
-                print(final)
+        with stop.heeded():
+            resume = a.recipe == RESUME
+            recipe = recipe_of(a.out, a.settings) if resume else find_recipe(a.recipe)
+            recipe = override(recipe, a.settings)
+            with joined(recipe.device) as ranks:
+                final = train(recipe, a.out, ranks, resume=resume, stop=stop)
+                if ranks.first:
+                    print(final)
     except MexmaError as error:
-        print(f"mexma-train: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"mexma-train: stopped; `mexma-train resume --out {a.out}` goes on", file=sys.stderr)
-        return 130
+        # What went wrong on one rank, all are told; what is a machine's, its first process.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"mexma-train: {error}", file=sys.stderr)
+        return 128 + error.number if isinstance(error, Stopped) else 1
     return 0
 
 

@@ -4,6 +4,7 @@
     ├── RecipeError                 a setting, or settings that do not go together
     ├── DataError                   training data that cannot be used
     ├── NonFiniteLoss               a loss or gradient is NaN or infinite; nothing was updated
+    ├── Stopped                     a signal asked the run to stop, and it is saved
     └── CheckpointError
         └── RunStateError           a training run cannot be saved or resumed
 
@@ -29,3 +30,11 @@ class NonFiniteLoss(MexmaError):
 
 class RunStateError(CheckpointError):
     """A training run cannot be saved to, or resumed from, this directory."""
+
+
+class Stopped(MexmaError):
+    """The run was asked to stop and its checkpoint is written. number: of the signal."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number

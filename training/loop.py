@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +26,7 @@ from training.centring import centred
 from training.chance import number
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.corpus import open_corpus
-from training.errors import NonFiniteLoss, RunStateError
+from training.errors import NonFiniteLoss, RunStateError, Stopped
 from training.masking import Vocabulary
 from training.miniature import miniature
 from training.model import PairModel
@@ -41,6 +42,7 @@ from training.run_state import (
     state_tensors,
 )
 from training.runlog import RunLog
+from training.stopping import Stop, resume_command
 from training.validation import Vectors, choose_pairs, embed_texts, score_of, validate
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,15 +55,18 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
     *,
     resume: bool = False,
     quiet: bool = False,
+    stop: Stop | None = None,
     reached: Callable[[str], None] = lambda point: None,
 ) -> Path:
     """Run `recipe` in the directory `out`; returns that of the final checkpoint.
 
     resume: go on from the newest intact checkpoint in `out` (from the beginning if there is
-    none), as if the run had never stopped: on one machine's CPU, to the last bit. reached: told
-    the name of each point that is passed, for tests that kill the process there.
-    Raises MexmaError, one sentence each.
+    none), as if the run had never stopped: on one machine's CPU, to the last bit. stop: asked
+    after each step whether there is to be another. reached: told the name of each point that is
+    passed, for tests that kill the process there.
+    Raises MexmaError, one sentence each; Stopped when `stop` was asked for and all is saved.
     """
+    stop = stop or Stop()
     run = RunDirectory(out, reached)
     if not resume and (run.steps() or (out / "final").exists()):
         raise RunStateError(
@@ -179,6 +184,7 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
     if progress.step == 0:
         progress = judge(progress)
     began, seen = time.monotonic(), 0
+    stop.wait_for_steps()
     try:
         for step, read in enumerate(batches.read(progress.step), start=progress.step):
             reached(f"step {step}")
@@ -208,7 +214,8 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
 
             # All ranks decide the same: a NaN on one of them is in everybody's gradients.
             exploded = not math.isfinite(norm) and not scaler.is_enabled()
-            bad, *totals = ranks.sum(bool(guilty or exploded), *sums.values())
+            asked = stop.signal is not None
+            bad, stopping, *totals = ranks.sum(bool(guilty or exploded), asked, *sums.values())
             if bad:
                 everyone = sorted(i for ids in ranks.gather(guilty) for i in ids)
                 all_ids = sorted(
@@ -238,8 +245,15 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
             end = step + 1 == batches.steps
             if end or (step + 1) % recipe.validate_every == 0:
                 progress = judge(progress)
-            if end or (step + 1) % recipe.save_every == 0 or is_best(progress):
+            if end or stopping or (step + 1) % recipe.save_every == 0 or is_best(progress):
                 save(progress)
+            if stopping and not end:
+                sent = next(n for n in ranks.gather(stop.signal) if n is not None)
+                raise Stopped(
+                    f"stopped by {signal.Signals(sent).name} after step {step + 1} of "
+                    f"{batches.steps}; {resume_command(out)} goes on from there",
+                    sent,
+                )
 
         # What is left behind --------------------------------------------------------------------
         final = encoder_checkpoint(model, start, recipe.average_with_start)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from training.errors import RecipeError
+from training.errors import RecipeError, Stopped
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,11 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(here)
     distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
-        yield Ranks(distributed.get_rank(), distributed.get_world_size(), here)
+        try:
+            yield Ranks(distributed.get_rank(), distributed.get_world_size(), here)
+        except Stopped:  # by all, after the same step
+            distributed.barrier()
+            raise
         distributed.barrier()  # who is left behind in the midst of a message aborts
     finally:
         distributed.destroy_process_group()

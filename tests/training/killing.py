@@ -1,9 +1,10 @@
-"""Runs that are killed with SIGKILL at named points, and resumed; a process of its own.
+"""Runs that are stopped at named points, and resumed; a process of its own.
 
     python -m tests.training.killing FOLDER POINT POINT ...
 
 For each POINT ("name" or "name:n", the n-th time it is passed) a child trains in FOLDER/POINT
-until it kills itself there, and another child resumes it. FOLDER/whole is never stopped.
+until it kills itself there with SIGKILL, or, where the point is "SIGTERM name" or "SIGINT name",
+asks itself to stop and does so after the step; another child resumes it. FOLDER/whole is never stopped.
 Children are forked before torch has computed anything, so torch is imported once for all.
 """
 
@@ -18,9 +19,11 @@ from pathlib import Path
 import torch
 
 from training import loop
+from training.errors import Stopped
 from training.ranks import Ranks
 from training.recipe import override
 from training.recipes import tiny_cpu
+from training.stopping import Stop
 
 RECIPE = override(
     tiny_cpu(),
@@ -39,18 +42,29 @@ RECIPE = override(
 
 
 def run(out: Path, *, resume: bool, point: str | None = None) -> None:
-    name, _, count = (point or "").partition(":")
+    sent, name = asks(point or "")
+    name, _, count = name.partition(":")
     left = int(count or 1)
 
     def reached(passed: str) -> None:
         nonlocal left
         left -= passed == name
         if passed == name and left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sent)
 
     torch.set_num_threads(1)
     ranks = Ranks(0, 1, torch.device("cpu"))
-    loop.train(RECIPE, out, ranks, resume=resume, quiet=True, reached=reached)
+    stop = Stop(out)
+    with stop.heeded():
+        loop.train(RECIPE, out, ranks, resume=resume, quiet=True, stop=stop, reached=reached)
+
+
+def asks(point: str) -> tuple[signal.Signals, str]:
+    """The signal of a point, and the rest of its name."""
+    word, _, rest = point.partition(" ")
+    if word in ("SIGTERM", "SIGINT"):
+        return signal.Signals[word], rest
+    return signal.SIGKILL, point
 
 
 def in_child(action: Callable[[], None]) -> int:
@@ -61,6 +75,8 @@ def in_child(action: Callable[[], None]) -> int:
         try:
             action()
             status = 0
+        except Stopped as stopped:
+            status = 128 + stopped.number
         finally:
             sys.stderr.flush()
             os._exit(status)
@@ -76,7 +92,13 @@ def main() -> None:
     for point in points:
         out = Path(folder) / point
         killed = in_child(lambda: run(out, resume=False, point=point))  # noqa: B023
-        assert killed == -signal.SIGKILL, (point, killed)
+        sent, name = asks(point)
+        if sent == signal.SIGKILL:
+            assert killed == -signal.SIGKILL, (point, killed)
+        else:  # within a step, which is finished and saved
+            assert killed == 128 + sent, (point, killed)
+            newest = max((out / "checkpoints").glob("step-*")).name
+            assert newest == f"step-{int(name.removeprefix('step ')) + 1:08d}", (point, newest)
         resumed = in_child(lambda: run(out, resume=True))  # noqa: B023
         assert resumed == 0, (point, resumed)
 

@@ -61,6 +61,14 @@ def test_two_ranks_train_what_one_trains(runs, kind):
         assert apart.max() < 5e-3, name
 
 
+def test_one_rank_that_is_asked_to_stop_stops_both_after_the_same_step(runs):
+    said = [json.loads((runs / f"stopped-{rank}.json").read_text()) for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert said[0].startswith("stopped by SIGTERM after step 4 of 6; `mexma-train resume --out ")
+    a, b = (load_file(runs / n / "final" / "model.safetensors") for n in ("ddp", "stopped"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_loss_that_is_no_number_on_one_rank_stops_both_and_names_the_batch(runs):
     errors = [json.loads((runs / f"error-{rank}.json").read_text()) for rank in (0, 1)]
     assert errors[0] == errors[1]
@@ -70,7 +78,8 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_both_and_names_the_batch(run
     vocabulary = Vocabulary.of(start.tokenizer_json, start.encoder.config.vocabulary)
     from mexma.text import TextTokenizer
 
-    tokenizer = TextTokenizer(start.tokenizer_json, max_tokens=start.max_tokens)
+    limit = min(r.max_tokens, start.max_tokens)
+    tokenizer = TextTokenizer(start.tokenizer_json, max_tokens=limit)
     second = Batches(open_corpus(r).train, tokenizer, vocabulary, r, rank=1, world=2)
     assert named == sorted(i for b in second.step(0).batches for i in b.sample_ids)
     assert not list(runs.glob("nan-*/checkpoints/step-*"))

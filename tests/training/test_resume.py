@@ -1,4 +1,4 @@
-"""The resume proof: run(2N) equals run(N), SIGKILL, run(N), to the last bit.
+"""The resume proof: run(2N) equals run(N), SIGKILL, SIGTERM or SIGINT, run(N), to the last bit.
 
 pytest tests/training/test_resume.py
 """
@@ -26,6 +26,9 @@ POINTS = [
     "best is known:2",
     "one removed",
     "step 11",
+    "SIGTERM step 0",
+    "SIGINT step 6",  # its end is neither saved nor judged by the recipe
+    "SIGTERM step 7",  # its end is judged
 ]
 
 
@@ -58,7 +61,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_killed_run_ends_as_one_that_was_never_stopped(runs, point):
+def test_a_stopped_run_ends_as_one_that_was_never_stopped(runs, point):
     whole, resumed = runs / "whole", runs / point
     assert content(resumed) == content(whole)
     assert metrics(resumed) == metrics(whole)

@@ -6,17 +6,20 @@ python -m torch.distributed.run --nproc-per-node 2 -m tests.training.two_ranks F
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 
 from training import model
-from training.errors import NonFiniteLoss
+from training.errors import NonFiniteLoss, Stopped
 from training.loop import train
 from training.ranks import joined
 from training.recipe import Recipe, override
 from training.recipes import tiny_cpu
+from training.stopping import Stop
 
 SETTINGS = ["pairs=192", "dropout=0", "save_every=3", "validate_every=3", "contrastive=0.5"]
 
@@ -33,6 +36,26 @@ def main() -> None:
         train(recipe("alike=4", "sharded=true"), folder / "sharded", ranks, quiet=True)
         # A run of two ranks that stopped is gone on with.
         train(recipe("alike=4"), folder / "ddp", ranks, quiet=True, resume=True)
+
+        # One rank is asked to stop, and both do, after the same step.
+        def asked(point: str) -> None:
+            if point == "step 3" and ranks.rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        stop = Stop()
+        try:
+            with stop.heeded():
+                train(
+                    recipe("alike=4"),
+                    folder / "stopped",
+                    ranks,
+                    stop=stop,
+                    quiet=True,
+                    reached=asked,
+                )
+        except Stopped as stopped:
+            (folder / f"stopped-{ranks.rank}.json").write_text(json.dumps(str(stopped)))
+        train(recipe("alike=4"), folder / "stopped", ranks, quiet=True, resume=True)
 
         honest = model.alignment
 
