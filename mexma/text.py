@@ -223,6 +223,11 @@ class TextTokenizer:
             ]
         return out
 
+    def text_of(self, ids: NDArray[np.int64]) -> str:
+        """What tokens stand for, special ones left out; the beginning, for people to read."""
+        text: str = self._guarded(self._tokenizer.decode, ids.tolist(), skip_special_tokens=True)
+        return text[:80]
+
     def pieces(self, texts: Sequence[str], *, special: bool = True) -> list[list[Piece]]:
         """All tokens of each text, as `encode` counts them. special: those around it, too.
 

@@ -80,6 +80,17 @@ class Table:
     bits: int
     rows: int
 
+    def widened(self) -> Float:
+        """float32 `[rows, hidden]`, as look-ups give them."""
+        if self.scales is None:
+            return self.codes.view(np.float32).reshape(self.rows, -1).copy()
+        codes = self.codes.view(np.uint8).reshape(self.rows, -1)
+        if self.bits == 4:  # low half first
+            codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(self.rows, -1)
+        signed = codes.astype(np.float32) - (1 << (self.bits - 1))
+        scales = self.scales.view(np.float16).astype(np.float32).reshape(self.rows, -1, 1)
+        return (signed.reshape(self.rows, -1, BLOCK) * scales).reshape(self.rows, -1)
+
 
 @dataclass(frozen=True)
 class EncoderWeights:

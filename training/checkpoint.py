@@ -29,6 +29,7 @@ from mexma.errors import CheckpointError
 from mexma.text import TextTokenizer
 from training import hugging_face
 from training.encoder import Encoder, EncoderConfig, Pooling
+from training.from_artifact import read_artifact
 
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
@@ -55,7 +56,8 @@ def load_checkpoint(
     prefix: str | None = None,
     max_tokens: int | None = None,
 ) -> Checkpoint:
-    """Read `source`: our checkpoint, a Hugging Face directory, or a hub name "owner/model".
+    """Read `source`: our checkpoint, an artifact in fp32 or compact, a Hugging Face directory, or a hub
+    name "owner/model".
 
     pooling: "first_token" or "mean"; needed when the source does not say, refused when it
     says something else. prefix and max_tokens replace the source's own. Raises
@@ -73,9 +75,7 @@ def load_checkpoint(
 
     description = open_checkpoint(path) if is_checkpoint(path) else None
     if description is None and is_artifact(path) and not (path / "config.json").is_file():
-        raise CheckpointError(
-            f"{source}: this is an artifact already, which is served as it is; expected a checkpoint"
-        )
+        return _from_artifact(source, path, asked, prefix, max_tokens)
     directory = hugging_face.transformer_directory(path)
     config = hugging_face.read_config(directory)
     head = None
@@ -107,6 +107,28 @@ def load_checkpoint(
         max_tokens=limit,
         prefix=kept_prefix if prefix is None else prefix,
         source={**origin, "weights": hashes},
+    )
+
+
+def _from_artifact(
+    source: str, path: Path, pooling: Pooling | None, prefix: str | None, max_tokens: int | None
+) -> Checkpoint:
+    encoder, tokenizer_json, manifest = read_artifact(path)
+    if pooling not in (None, manifest.pooling):
+        raise CheckpointError(f"{source}: pools by {manifest.pooling}, but {pooling} was asked for")
+    limit = manifest.max_tokens if max_tokens is None else max_tokens
+    if not 3 <= limit <= manifest.max_tokens:
+        raise CheckpointError(
+            f"{source}: max_tokens must be 3 to {manifest.max_tokens}, which is what the artifact "
+            f"takes, got {limit}"
+        )
+    hashes = {name: record.sha256 for name, record in manifest.files.items()}
+    return Checkpoint(
+        encoder=encoder,
+        tokenizer_json=tokenizer_json,
+        max_tokens=limit,
+        prefix=manifest.prefix if prefix is None else prefix,
+        source={**manifest.source, "name": manifest.name, "weights": hashes},
     )
 
 

@@ -82,8 +82,8 @@ def test_the_manifest_says_what_was_measured(artifacts):
         assert found.precision == precision
         assert found.token_output_name == "token_states"
         parity = found.parity
-        assert set(parity["bounds"]) == {"cosine", "alone", "retrieval_points"}
-        assert parity["cosine_min"] >= parity["bounds"]["cosine"]
+        assert set(parity["bounds"]) == {"cosine", "alone", "retrieval_points", "spared", "least"}
+        assert parity["cosine_low"] >= parity["bounds"]["cosine"]
         assert parity["alone_cosine_min"] >= parity["bounds"]["alone"]
         assert parity["longest_tokens"] == MAX_TOKENS
         assert len(parity["retrieval"]) == 41
@@ -166,10 +166,19 @@ def test_the_command_line(tmp_path, capsys):
     assert open_artifact(tmp_path / "artifact").manifest == manifest
 
 
-def test_an_artifact_is_no_checkpoint_and_the_command_says_so(artifacts, tmp_path, capsys):
-    assert main([str(artifacts["fp32"].path), str(tmp_path / "out")]) == 1
+def test_an_artifact_is_exported_in_another_precision_where_its_weights_can_be_had(
+    artifacts, tmp_path, capsys
+):
+    source = str(artifacts["compact"].path)
+    options = ["--precision", "int8", "--sentences-per-language", "2"]
+    assert main([source, str(tmp_path / "int8"), *options]) == 0
+    assert open_artifact(tmp_path / "int8").manifest.precision == "int8"
+    capsys.readouterr()
+    assert main([str(tmp_path / "int8"), str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "this is an artifact already" in line
+    assert "can be trained further where it is fp32 or compact" in line
+    assert main([source, source]) == 1
+    assert "the source" in capsys.readouterr().err
 
 
 def test_what_is_no_artifact_is_not_replaced(tmp_path, capsys):

@@ -67,13 +67,39 @@ def test_another_tokenizer_is_noticed(artifacts, tmp_path):
 
 
 def test_each_bound_is_looked_at():
-    report = {"cosine_min": 1.0, "alone_cosine_min": 1.0, "retrieval_points_lost": 0.0}
+    report = {
+        "cosine_min": 1.0, "cosine_low": 1.0, "cosine_mean": 1.0, "least_like": '"',
+        "alone_cosine_min": 1.0, "retrieval_points_lost": 0.0,
+    }  # fmt: skip
     bounds = parity.BOUNDS["fp32"]
     assert parity.check(report, bounds)["bounds"]["cosine"] == 0.99999
-    bad = {"cosine_min": 0.9, "alone_cosine_min": float("nan"), "retrieval_points_lost": 3.0}
+    bad = {
+        "cosine_min": 0.9,
+        "cosine_low": 0.9,
+        "alone_cosine_min": float("nan"),
+        "retrieval_points_lost": 3.0,
+    }
     for name, value in bad.items():
         with pytest.raises(ParityError, match=f"{name} must be at .*, found {value}"):
             parity.check(report | {name: value}, bounds)
+
+
+def test_of_two_hundred_one_may_differ_where_arithmetic_is_coarse():
+    """A lone quotation mark failed the gate of sound int8 exports, when the sample had it."""
+    cosines = np.full(400, 0.995, np.float32)
+    cosines[[7, 300]] = 0.85, 0.9
+    assert parity._low(cosines, 0.005) == pytest.approx(0.995)
+    assert parity._low(cosines, 0.0) == pytest.approx(0.85)
+    cosines[8] = 0.9
+    assert parity._low(cosines, 0.005) == pytest.approx(0.9)
+    report = {
+        "cosine_min": 0.85, "cosine_low": 0.995, "cosine_mean": 0.994, "least_like": '"',
+        "alone_cosine_min": 1.0, "retrieval_points_lost": 0.0,
+    }  # fmt: skip
+    assert parity.check(report, parity.BOUNDS["int8"])
+    for bad in ({"cosine_min": 0.79}, {"cosine_low": 0.979}):
+        with pytest.raises(ParityError, match=r"the mean cosine is 0\.994, and least like .* '\"'"):
+            parity.check(report | bad, parity.BOUNDS["int8"])
 
 
 def test_every_precision_has_bounds_and_batches_must_not_matter():
