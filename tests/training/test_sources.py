@@ -53,12 +53,15 @@ def test_csv_and_tsv(tmp_path):
 def test_broken_rows_are_counted_and_the_rest_is_read(tmp_path):
     (tmp_path / "a.tsv").write_bytes(
         b"src\ttrg\tlang\nGuten Tag\tGood day\tde\nnur zwei\tfelder\n \tblank\tde\n"
-        b"kein\t\tde\nohne\tlanguage\t\n" + b"\xff\xfe\tnot text\tde\n"
+        b"kein\t\tde\nohne\tlanguage\t\n"
+        + b"\xff\xfe\tnot text\tde\n"
+        + "Äpfel\tapples\tde\n".encode()
     )
     source = read(tmp_path / "a.tsv")
-    assert rows(source) == [ROWS[0]]
+    assert rows(source) == [ROWS[0], ("Äpfel", "apples", "de")]
     assert source.broken == {
-        "wrong number of fields": 1, "no text in src": 2, "no text in trg": 1, "no language": 1,
+        "wrong number of fields": 1, "no text in src": 1, "no text in trg": 1, "no language": 1,
+        f"not UTF-8 (first in {tmp_path / 'a.tsv'}, line 7)": 1,
     }  # fmt: skip
 
 
@@ -109,14 +112,14 @@ def test_a_dataset_directory(tmp_path):
     pq.write_table(TABLE[1:], shards / "train-1.parquet")
     assert rows(read(tmp_path / "shards")) == ROWS
     (tmp_path / "nothing").mkdir()
-    assert "expected .arrow or .parquet files" in refusal(tmp_path / "nothing")
+    assert "expected .parquet, .arrow, .csv" in refusal(tmp_path / "nothing")
 
 
 def test_a_stream_from_another_file_system():
     memory = fsspec.filesystem("memory")
     with memory.open("/datasets/someone/pairs/train-0.parquet", "wb") as file:
         pq.write_table(TABLE, file)
-    table = _streamed(memory, "/datasets/someone/pairs", COLUMNS, "hf://someone")
+    table, _ = _streamed(memory, "/datasets/someone/pairs", COLUMNS, "hf://someone")
     assert table["trg"].to_pylist() == [b"Good day", b"Hello"]
     with pytest.raises(DataError, match="hf://nobody: no Parquet file there"):
         _streamed(memory, "/datasets/nobody", COLUMNS, "hf://nobody")
