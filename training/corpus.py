@@ -8,6 +8,7 @@ tells when it is not.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -102,9 +103,14 @@ def open_corpus(recipe: Recipe) -> Split:
         table = clean
     if recipe.hold_out_fraction:
         kept_back = _chosen_sentences(table["trg"], recipe.seed, recipe.hold_out_fraction)
+        rest = table.filter(pa.array(~kept_back))
         if kept_back.any():
-            held_out["sentences"] = Corpus.of(table.filter(pa.array(kept_back)))
-        table = table.filter(pa.array(~kept_back))
+            kept = table.filter(pa.array(kept_back))
+            held_out["sentences"] = Corpus.of(kept)
+            clean = _without(rest, _bare(_one_array(kept["trg"])), ("trg",))
+            dropped["a held-out sentence but for case and punctuation"] = len(rest) - len(clean)
+            rest = clean
+        table = rest
     if len(table) < recipe.batch_pairs:
         raise DataError(
             f"a batch has {recipe.batch_pairs} pairs, but only {len(table)} are left to train on "
@@ -131,14 +137,24 @@ def _bare(texts: pa.LargeStringArray) -> pa.LargeStringArray:
 
 
 def _forbidden(recipe: Recipe, judges: list[Source]) -> list[pa.LargeStringArray]:
+    """Raises DataError for a row that cannot be read: it would forbid nothing."""
     arrays = []
     for name in recipe.decontaminate:
         file = Path(name)
-        if file.suffix != ".txt":
-            judges = [*judges, *read_sources([name], recipe.columns)]
+        if file.suffix.lower() != ".txt":
+            forbidding = read_sources([name], recipe.columns, every_split=True)
+            for source in forbidding:
+                if source.broken:
+                    reasons = "; ".join(f"{n} rows: {why}" for why, n in source.broken.items())
+                    raise DataError(
+                        f"{name}: not all of {source.name} can be read, and what is not would "
+                        f"forbid nothing ({reasons})"
+                    )
+            judges = [*judges, *forbidding]
             continue
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            # Only line feeds end a sentence: str.splitlines would also cut at U+2028 within one.
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: expected a file of sentences in UTF-8 ({error})") from None
         arrays.append(pa.array([line for line in lines if line.strip()], pa.large_string()))
@@ -147,9 +163,11 @@ def _forbidden(recipe: Recipe, judges: list[Source]) -> list[pa.LargeStringArray
     return arrays
 
 
-def _without(table: pa.Table, banned: pa.LargeStringArray) -> pa.Table:
+def _without(
+    table: pa.Table, banned: pa.LargeStringArray, columns: Sequence[str] = ("src", "trg")
+) -> pa.Table:
     hit = np.zeros(len(table), bool)
-    for column in ("src", "trg"):
+    for column in columns:
         bare = _bare(_one_array(table[column]))
         found = pc.is_in(bare, value_set=banned).to_numpy(zero_copy_only=False)
         # A text of symbols only is bare of everything, and equal to all others of its kind.

@@ -98,3 +98,48 @@ def test_a_corpus_smaller_than_a_batch(data):
 def test_no_data_at_all():
     with pytest.raises(DataError, match="names no data"):
         open_corpus(override(tiny_cpu(), ["data="]))
+
+
+def test_twins_of_held_out_sentences_are_not_trained_on(tmp_path):
+    rows = [(f"satz {i}", f"sentence {i}", "de") for i in range(100)]
+    rows += [(f"andere {i}", f"Sentence {i}!", "de") for i in range(100)]
+    rows += [(f"+ {i}", "+" * i, "de") for i in range(1, 40)]  # symbols alone are no twins
+    split = opened(write(tmp_path / "a.parquet", rows), "hold_out_fraction=0.3")
+    judged = {t.lower().rstrip("!") for t in split.held_out["sentences"].targets.to_pylist()}
+    trained = split.train.targets.to_pylist()
+    assert not {t.lower().rstrip("!") for t in trained} & {j for j in judged if "s" in j}
+    symbols = [t for t in split.held_out["sentences"].targets.to_pylist() if "+" in t]
+    assert len([t for t in trained if "+" in t]) == 39 - len(symbols)
+    left_out = len(rows) - len(trained) - len(split.held_out["sentences"])
+    assert left_out > 10
+    assert split.dropped == {"a held-out sentence but for case and punctuation": left_out}
+
+
+def test_what_cannot_be_read_forbids_nothing_and_is_refused(data, tmp_path):
+    (tmp_path / "test.tsv").write_text("src\ttrg\tlang\nsatz 9 de\tsentence 9\nx\ty\tde\n")
+    with pytest.raises(DataError, match=r"would forbid nothing \(1 rows: wrong number of fields\)"):
+        opened(data, f"decontaminate={tmp_path / 'test.tsv'}")
+
+
+def test_all_splits_of_a_directory_forbid(data, tmp_path):
+    (tmp_path / "sets").mkdir()
+    write(tmp_path / "sets" / "train.parquet", [("a", "sentence 1", "de")])
+    write(tmp_path / "sets" / "test.parquet", [("b", "sentence 2", "de")])
+    split = opened(data, f"decontaminate={tmp_path / 'sets'}")
+    assert split.dropped == {"seen in held-out or forbidden sentences": 4}
+
+
+def test_forbidden_sentences_end_with_line_feeds_alone(tmp_path):
+    path = write(
+        tmp_path / "a.parquet",
+        [("a", "one\u2028two", "de"), ("b", "three", "de"), ("c", "d", "de")],
+    )
+    (tmp_path / "test.TXT").write_bytes("\ufeffThree\r\nOne\u2028two\r\n".encode())
+    assert opened(path, f"decontaminate={tmp_path / 'test.TXT'}").train.targets.to_pylist() == ["d"]
+
+
+def test_a_comma_in_a_path(tmp_path):
+    path = write(tmp_path / "a,b.parquet", [("a", "b", "de")])
+    with pytest.raises(DataError, match=r"a,b.parquet: commas separate places here; write \?"):
+        opened(path)
+    assert len(opened(str(path).replace(",", "?")).train) == 1
