@@ -58,9 +58,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--device", choices=tuple(PROVIDERS), default="cpu", help="(default: %(default)s)"
     )
-    p.add_argument("--threads", type=int, default=0, help="0: one per core (default: %(default)s)")
+    p.add_argument(
+        "--threads", type=_not_negative, default=0, help="0: one per core (default: %(default)s)"
+    )
     p.add_argument("--pooling", choices=POOLINGS, help="of a checkpoint that does not say")
     p.add_argument("--prefix", help="of a checkpoint, instead of its own")
+    p.add_argument(
+        "--model",
+        help="of a service that serves several: its name or fingerprint (default: its first)",
+    )
     return p
 
 
@@ -71,13 +77,27 @@ def _positive(text: str) -> int:
     return number
 
 
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {number}")
+    return number
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, 1 after one sentence on stderr, or 130."""
     a = parser().parse_args(arguments)
     try:
+        if a.out is not None:
+            a.out.mkdir(parents=True, exist_ok=True)  # what takes minutes comes after
         data = read_pairs(a.data, languages=a.languages, limit=a.limit, seed=a.seed)
         subject = open_subject(
-            a.subject, device=a.device, threads=a.threads, pooling=a.pooling, prefix=a.prefix
+            a.subject,
+            device=a.device,
+            threads=a.threads,
+            pooling=a.pooling,
+            prefix=a.prefix,
+            model=a.model,
         )
         options = Options(seed=a.seed, k=a.k, direction=a.direction, first_word=a.first_word)
         metrics = chosen_metrics(a.metric, data, subject)
@@ -87,8 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(report.markdown())
         if a.out is not None:
             write(report, a.out)
-    except (MexmaError, OSError) as error:
+    except MexmaError as error:
         print(f"mexma-evaluate: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = error.filename or a.out or a.subject
+        print(f"mexma-evaluate: {where}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("mexma-evaluate: stopped", file=sys.stderr)

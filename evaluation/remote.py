@@ -35,13 +35,15 @@ class ServiceSubject:
     our header have the fingerprint None. Sends the key in `MEXMA_API_KEY`, where there is one.
     """
 
-    def __init__(self, url: str, *, client: httpx.Client | None = None):
-        """url: of the service, without a path. client: to send with; a new one by default.
+    def __init__(self, url: str, *, model: str | None = None, client: httpx.Client | None = None):
+        """url: of the service, also with the `/v1` that OpenAI's clients want. model: of several that it
+        serves. client: to send with; a new one by default.
 
         Asks for one vector, so that a wrong URL fails here. Raises EngineError when the
         service does not answer, FingerprintMismatch as said above.
         """
-        self.url = url.rstrip("/")
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._model = model or "mexma"
         self._client = client or httpx.Client(timeout=TIMEOUT_S)
         if key := os.environ.get(KEY):
             self._client.headers["authorization"] = f"Bearer {key}"
@@ -107,7 +109,7 @@ class ServiceSubject:
             yield vector, item.get("truncation") is not None
 
     def _post(self, texts: list[str]) -> tuple[httpx.Headers, dict[str, Any]]:
-        request = {"input": texts, "model": "mexma", "encoding_format": "base64"}
+        request = {"input": texts, "model": self._model, "encoding_format": "base64"}
         for _ in range(ATTEMPTS):
             try:
                 answer = self._client.post(f"{self.url}/v1/embeddings", json=request)

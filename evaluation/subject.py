@@ -188,18 +188,30 @@ def open_subject(
     threads: int = 0,
     pooling: str | None = None,
     prefix: str | None = None,
+    model: str | None = None,
 ) -> Subject:
     """The subject called `name`: a URL, an artifact directory or a checkpoint directory.
 
     device and threads are the service's own business there; pooling and prefix are for Hugging
-    Face checkpoints that do not say. Raises MexmaError when it cannot be opened.
+    Face checkpoints that do not say, model for services that serve several. Raises MexmaError when it
+    cannot be opened, and InputError for what is not for it.
     """
-    if name.startswith(("http://", "https://")):
+    remote = name.startswith(("http://", "https://"))
+    path = Path(name)
+    fixed = remote or (path / MANIFEST).is_file()
+    for option, given in (("--pooling", pooling), ("--prefix", prefix)):
+        if fixed and given is not None:
+            raise InputError(
+                f"{option} is for checkpoints; {name} is {'a service' if remote else 'an artifact'}, "
+                "which has its own"
+            )
+    if model is not None and not remote:
+        raise InputError(f"--model is for services, to which {name} is none")
+    if remote:
         from evaluation.remote import ServiceSubject  # noqa: PLC0415  needs httpx
 
-        return ServiceSubject(name)
-    path = Path(name)
-    if (path / MANIFEST).is_file():
+        return ServiceSubject(name, model=model)
+    if fixed:
         return ArtifactSubject(path, device=device, threads=threads)
     if not path.is_dir():
         raise InputError(

@@ -190,7 +190,12 @@ def test_refusals_are_one_sentence(tiny, tmp_path, capsys):
         ([tiny / "plain", tmp_path / "no.tsv"], "expected a file of pairs, found none"),
         ([tiny / "plain", data, "--metric", "alignment"], "expected token states"),
         ([tiny / "plain", plain, "--metric", "alignment"], "expected a column alignment"),
-        ([tiny / "plain", data, "--out", data], "File exists"),
+        ([tiny / "plain", data, "--out", data], f"{data}: File exists"),
+        # Before anything is computed: there is nothing to compute.
+        ([tiny / "none at all", data, "--out", data], f"{data}: File exists"),
+        ([tiny / "plain", data, "--prefix", "q"], "an artifact, which has its own"),
+        (["http://127.0.0.1:9", data, "--pooling", "mean"], "a service, which has its own"),
+        ([tiny / "plain", data, "--model", "x"], "--model is for services"),
         ([tiny / "plain", data, "--languages", "xx"], "expected rows of language xx"),
     ):
         assert main([str(a) for a in arguments]) == 1
@@ -199,3 +204,6 @@ def test_refusals_are_one_sentence(tiny, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path), str(data), "--limit", "0"])
     assert "expected 1 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), str(data), "--threads", "-1"])
+    assert "expected 0 or more" in capsys.readouterr().err

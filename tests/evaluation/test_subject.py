@@ -124,12 +124,14 @@ class Contract:
         self.encoder = FakeEncoder()
         self.busy, self.requests, self.change_after = 0, [], None
         self.given: set[str | None] = set()
+        self.models: set[str] = set()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         assert request.url.path == "/v1/embeddings"
         body = json.loads(request.content)
         assert body["encoding_format"] == "base64"
         self.requests.append(body["input"])
+        self.models.add(body["model"])
         self.given.add(request.headers.get("authorization"))
         if self.busy:
             self.busy -= 1
@@ -148,9 +150,9 @@ class Contract:
             json={"data": data[::-1], "model": "fake"},  # any order, each with its index
         )
 
-    def subject(self) -> ServiceSubject:
+    def subject(self, url: str = "http://service/", model: str | None = None) -> ServiceSubject:
         client = httpx.Client(transport=httpx.MockTransport(self))
-        return ServiceSubject("http://service/", client=client)
+        return ServiceSubject(url, model=model, client=client)
 
 
 def test_a_service_gives_each_text_its_vector():
@@ -166,6 +168,13 @@ def test_a_service_gives_each_text_its_vector():
     assert not subject.has_token_states
     with pytest.raises(InputError, match="a service gives no token states"):
         subject.token_states([["a"]])
+
+
+def test_a_service_is_found_as_openai_s_clients_name_it_and_one_of_its_models_chosen():
+    contract = Contract()
+    for url in ("http://service/v1", "http://service/v1/"):
+        contract.subject(url, model="new").vectors(["a"])
+    assert contract.models == {"new"}
 
 
 def test_a_service_that_becomes_another_is_noticed():

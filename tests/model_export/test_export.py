@@ -238,6 +238,10 @@ def test_the_command_line_refuses_what_it_does_not_know(capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(["a", "b", "--precision", "int3"])
     assert "fp32, fp16, int8, compact" in capsys.readouterr().err.replace("'", "")
+    for option in ("--sentences-per-language", "--max-tokens"):
+        with pytest.raises(SystemExit):
+            parser().parse_args(["a", "b", option, "0"])
+        assert "expected 1 or more, got 0" in capsys.readouterr().err
 
 
 def test_it_exports_where_the_gpu_package_is_installed(monkeypatch, tmp_path):
