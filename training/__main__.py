@@ -76,6 +76,8 @@ def recipe_of(out: Path, settings: Sequence[str]) -> Recipe:
         raise RunStateError(
             f"{file}: expected this file of the run to resume, found none"
         ) from None
+    except OSError as error:
+        raise RunStateError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError) as error:
         raise RunStateError(f"{file}: is no recipe of this version ({error})") from None
     for setting in settings:

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mexma.errors import CheckpointError
 from mexma.text import TextTokenizer
 from training import heap
 from training.alike import find_alike
@@ -48,7 +49,7 @@ from training.validation import Vectors, choose_pairs, embed_texts, score_of, va
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
+def train(
     recipe: Recipe,
     out: Path,
     ranks: Ranks,
@@ -66,16 +67,37 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
     passed, for tests that kill the process there.
     Raises MexmaError, one sentence each; Stopped when `stop` was asked for and all is saved.
     """
-    stop = stop or Stop()
     run = RunDirectory(out, reached)
-    if not resume and (run.steps() or (out / "final").exists()):
-        raise RunStateError(
-            f"{out}: holds a run already; resume it with `mexma-train resume`, or choose another"
-        )
+    with ExitStack() as held:
+
+        def begin() -> None:
+            if ranks.first:
+                held.enter_context(run.locked())
+            if not resume and (run.steps() or (out / "final").exists()):
+                raise RunStateError(
+                    f"{out}: holds a run already; resume it with `mexma-train resume`, or choose another"
+                )
+
+        ranks.all_or_none(begin)
+        return _train(recipe, run, ranks, stop or Stop(), reached, resume=resume, quiet=quiet)
+
+
+def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
+    recipe: Recipe,
+    run: RunDirectory,
+    ranks: Ranks,
+    stop: Stop,
+    reached: Callable[[str], None],
+    *,
+    resume: bool,
+    quiet: bool,
+) -> Path:
+    """What `train` does in a directory that is its own."""
+    out = run.path
 
     # What is read -------------------------------------------------------------------------------
-    split = open_corpus(recipe)
-    start = open_backbone(recipe)
+    split = ranks.all_or_none(lambda: open_corpus(recipe))
+    start = ranks.all_or_none(lambda: open_backbone(recipe))
     tokenizer = TextTokenizer(
         start.tokenizer_json,
         max_tokens=min(recipe.max_tokens, start.max_tokens),
@@ -107,9 +129,10 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
         fully_shard(model)
     optimiser = make_optimiser(model, recipe)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.precision == "fp16")
-    found = run.newest() if resume else None
+    found = ranks.all_or_none(run.newest) if resume else None
+    damaged: list[CheckpointError] = []
     if found is not None:
-        path, saved, checkpoint = found
+        path, saved, checkpoint, damaged = found
         refuse_other_run(path, saved, progress)
         load_state(path, checkpoint, model, optimiser)
         scaler.load_state_dict(saved.scaler)
@@ -129,6 +152,9 @@ def train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
 
     kept = progress.step if found is not None else -1
     log = RunLog(out, step=kept, steps=batches.steps, quiet=quiet) if ranks.first else None
+    for damage in damaged:
+        if log:
+            log.note(kept, f"passed over a damaged checkpoint ({damage}); goes on from step {kept}")
     if log and found is None:
         (out / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n")
         for reason, count in split.dropped.items():

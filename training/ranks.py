@@ -7,15 +7,18 @@ losses over a batch must see the batch of all ranks, and decisions must be taken
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from mexma.errors import MexmaError
 from training.errors import RecipeError, Stopped
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,22 @@ class Ranks:
         things: list[Any] = [None] * self.world
         distributed.all_gather_object(things, thing)
         return things
+
+    def all_or_none(self, action: Callable[[], T]) -> T:
+        """What `action` returns here. Where it raises a MexmaError on one rank, all raise that one:
+        nobody waits for who has left, and the first can say why."""
+        if self.world == 1:
+            return action()
+        done: list[T] = []
+        error = None
+        try:
+            done.append(action())
+        except MexmaError as raised:
+            error = raised
+        for any_error in self.gather(error):
+            if any_error is not None:
+                raise any_error
+        return done[0]
 
 
 @contextmanager

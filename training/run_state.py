@@ -8,6 +8,7 @@
             training.json            step, recipe, corpus fingerprint, best score, hashes
         best -> checkpoints/step-…   the best validated one, kept beyond its turn
         final/                       the last weights (averaged, if asked for), without state
+        .lock                        held by the process that trains here, while it lives
 
 A checkpoint takes its name when everything in it is written and synced, and an older one is
 removed only after that. So whenever the process dies, the newest intact one is whole, and what
@@ -18,10 +19,12 @@ There is no state of random generators to save: see `training.chance`.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,35 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._reached = reached
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within it no other process has this run; made if need be. The kernel gives the lock back
+        when this one dies.
+
+        Raises RunStateError where another has it, or where no directory can be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RunStateError(
+                f"{self.path}: cannot be the directory of a run ({error.strerror})"
+            ) from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 32, 0).decode() or "unknown"
+                raise RunStateError(
+                    f"{self.path}: process {holder} trains there; stop it first, or choose another "
+                    "directory"
+                ) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
 
     def steps(self) -> list[Path]:
         """Finished checkpoints, newest first."""
@@ -126,21 +158,19 @@ class RunDirectory:
                 self._reached("one removed")
         return path
 
-    def newest(self) -> tuple[Path, Progress, Checkpoint] | None:
-        """The newest intact checkpoint; None for a run that has none yet.
-
-        Damaged ones are passed over, unless none is intact: then RunStateError with the
-        newest's damage.
+    def newest(self) -> tuple[Path, Progress, Checkpoint, list[CheckpointError]] | None:
+        """The newest intact checkpoint, and the damage of those passed over; None for a run that has
+        none yet. Raises RunStateError with the newest's damage where none is intact.
         """
-        damage: CheckpointError | None = None
+        damage: list[CheckpointError] = []
         for path in self.steps():
             try:
                 progress = _read_progress(path)
-                return path, progress, load_checkpoint(str(path))
+                return path, progress, load_checkpoint(str(path)), damage
             except CheckpointError as error:
-                damage = damage or error
-        if damage is not None:
-            raise RunStateError(f"{self.path}: no checkpoint is intact; the newest: {damage}")
+                damage.append(error)
+        if damage:
+            raise RunStateError(f"{self.path}: no checkpoint is intact; the newest: {damage[0]}")
         return None
 
     def _point_at_best(self, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,12 @@ class RunLog:
     def note(self, step: int, text: str) -> None:
         """A sentence for whoever watches."""
         self._write({"kind": "note", "step": step, "text": text})
+        self.tell(text)
+
+    def tell(self, text: str) -> None:
+        """Likewise, where it is not worth a row."""
         if not self._bar.disable:
-            self._bar.write(text)
+            self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Write out what is buffered."""

@@ -28,15 +28,20 @@ from training.masking import Vocabulary
 from training.ranks import Ranks
 from training.runlog import read_rows
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def on_two_ranks(*arguments: str) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return [*command, "--master-port", str(free_port()), "-m", *arguments]
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(free_port()), "-m", "tests.training.two_ranks", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = on_two_ranks("tests.training.two_ranks", str(folder))
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     train(recipe("alike=4"), folder / "one", Ranks(0, 1, torch.device("cpu")), quiet=True)
@@ -83,3 +88,31 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_both_and_names_the_batch(run
     second = Batches(open_corpus(r).train, tokenizer, vocabulary, r, rank=1, world=2)
     assert named == sorted(i for b in second.step(0).batches for i in b.sample_ids)
     assert not list(runs.glob("nan-*/checkpoints/step-*"))
+
+
+def test_torchrun_that_is_asked_to_stop_leaves_a_checkpoint(tmp_path):
+    """It passes the signal on to its processes, which are in sessions of their own."""
+    out = tmp_path / "run"
+    settings = ["tiny_cpu", "pairs=320000", "save_every=500", "validate_every=500", "keep_last=1"]
+    process = subprocess.Popen(
+        on_two_ranks("training", *settings, "--out", str(out)),
+        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not any(row["kind"] == "step" for row in read_rows(out)):
+        assert process.poll() is None, process.communicate()[1]
+    process.terminate()
+    error = process.communicate()[1]
+    last = [row["step"] for row in read_rows(out) if row["kind"] == "step"][-1]
+    assert [p.name for p in (out / "checkpoints").iterdir()] == [f"step-{last:08d}"]
+    assert error.count(f"mexma-train: stopped by SIGTERM after step {last} of 10000") == 1
+
+
+def test_what_is_wrong_is_said_by_one_rank(tmp_path):
+    command = on_two_ranks(
+        "training", "tiny_cpu", "data=missing.tsv", "--out", str(tmp_path / "run")
+    )
+    done = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("mexma-train: ") == 1

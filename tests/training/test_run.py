@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,35 @@ def test_mexma_export_reads_it(finished, tmp_path):
 def test_a_run_is_not_overwritten(finished, capsys):
     assert main(["tiny_cpu", "--out", str(finished)]) == 1
     assert "holds a run already" in capsys.readouterr().err
+
+
+def test_a_run_has_one_process_at_a_time(tmp_path, capsys):
+    out = tmp_path / "run"
+    said = []
+
+    def second(point: str) -> None:
+        if point == "step 2":
+            for words in (["tiny_cpu"], ["resume"]):
+                assert main([*words, "--out", str(out)]) == 1
+                said.append(capsys.readouterr().err)
+
+    short(out, reached=second)
+    for line in said:
+        assert line.startswith(f"mexma-train: {out}: process {os.getpid()} trains there; stop it")
+        assert line.count("\n") == 1
+    assert len(said) == 2
+    assert len([r for r in read_rows(out) if r["kind"] == "step"]) == 6
+    short(out, resume=True)  # given back
+
+
+def test_a_place_where_no_run_can_be_is_named(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", Path("/proc/none")):
+        for words in (["tiny_cpu"], ["resume"]):
+            assert main([*words, "--out", str(out)]) == 1
+            error = capsys.readouterr().err
+            assert str(out) in error
+            assert error.count("\n") == 1
 
 
 def test_resume_refuses_what_would_change_the_run(finished, tmp_path, capsys):
@@ -169,12 +199,17 @@ def test_a_full_disk_during_a_save_loses_no_checkpoint(tmp_path, monkeypatch):
     assert short(tmp_path / "run", "keep_last=1", "hold_out_fraction=0", resume=True).is_dir()
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+def test_a_damaged_checkpoint_is_passed_over_and_said_to_be(tmp_path, capsys):
     short(tmp_path / "run")
     newest = tmp_path / "run/checkpoints/step-00000006"
     expected = (newest / "optimiser.safetensors").read_bytes()
     (newest / "optimiser.safetensors").write_bytes(expected[:-1] + b"?")
-    short(tmp_path / "run", resume=True)
+    assert main(["resume", "--out", str(tmp_path / "run")]) == 0
+    notes = [r["text"] for r in read_rows(tmp_path / "run") if r["kind"] == "note"]
+    [note] = [text for text in notes if "damaged" in text]
+    assert str(newest / "optimiser.safetensors") in note
+    assert note.endswith("goes on from step 4")
+    assert note in capsys.readouterr().err
     assert (newest / "optimiser.safetensors").read_bytes() == expected
     for path in (tmp_path / "run/checkpoints").iterdir():
         (path / "training.json").write_text("{")
