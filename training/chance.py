@@ -1,8 +1,10 @@
 """Chance as a pure function: the same arguments give the same numbers, on any machine.
 
-Everything random in training (order, masks, sampled vocabulary, dropout) is drawn from here
-with a key such as (seed, step, sample id). There is no generator whose state would have to be
-saved, copied into workers or kept equal between ranks; to resume is to ask again.
+Order, masks and sampled vocabulary are drawn from here with a key such as (seed, step, sample id).
+There is no generator whose state would have to be saved, copied into workers or kept equal between
+ranks; to resume is to ask again. Dropout alone is torch's own: the loop seeds it before each batch
+with a number from here (of seed, step, place and rank), so it is the same on resuming, but another
+on other devices, versions of torch and numbers of ranks.
 
 The hash is the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom
 number generators", OOPSLA 2014), applied once for each part of the key. It is written out
