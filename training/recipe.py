@@ -7,13 +7,42 @@ overridden from the command line as `key=value`, checked against its type here.
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from training.encoder import Pooling
 from training.errors import RecipeError
 from training.packing import Backend
+
+RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "max_tokens head_layers head_heads head_width batch_pairs accumulate bucket_batches "
+        "save_every keep_last validate_every validation_pairs",
+        lambda x: x >= 1,
+        "be at least 1",
+    ),
+    (
+        "centre_texts unmasking sampled_vocabulary alignment koleo contrastive most_per_source "
+        "alike epochs pairs head_learning_rate weight_decay",
+        lambda x: x >= 0,
+        "not be negative",
+    ),
+    (
+        "temperature language_temperature learning_rate clip",
+        lambda x: x > 0,
+        "be positive",
+    ),
+    (
+        "dropout mask_rate hold_out_fraction warm_up warm_up_from average_with_start",
+        lambda x: 0 <= x <= 1,
+        "be between 0 and 1",
+    ),
+    ("same_above", lambda x: -1 <= x <= 1, "be between -1 and 1"),
+    ("betas", lambda xs: all(0 <= x < 1 for x in xs), "be at least 0 and below 1"),
+)
+"""Names of settings, what their values pass, and how that is said."""
 
 
 @dataclass(frozen=True)
@@ -139,25 +168,20 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raises RecipeError for values no run can have."""
-        at_least_one = "max_tokens head_layers batch_pairs accumulate bucket_batches keep_last"
-        for name in [*at_least_one.split(), "save_every", "validate_every"]:
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("most_per_source", "centre_texts", "alike"):
-            if getattr(self, name) < 0:
-                raise RecipeError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not -1 <= self.same_above <= 1:
-            raise RecipeError(f"same_above must be between -1 and 1, got {self.same_above}")
-        for name in ("learning_rate", "temperature", "clip", "language_temperature"):
-            if not getattr(self, name) > 0:
-                raise RecipeError(f"{name} must be positive, got {getattr(self, name)}")
-        parts = "dropout mask_rate hold_out_fraction warm_up average_with_start"
-        for name in parts.split():
-            if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        for names, fits, words in RANGES:
+            for name in names.split():
+                if not fits(getattr(self, name)):
+                    raise RecipeError(f"{name} must {words}, got {getattr(self, name)}")
+        if self.unmasking and not self.mask_rate:
+            raise RecipeError("mask_rate is 0, and unmasking needs masks: set it, or unmasking=0")
+        if self.alike > self.batch_pairs:
+            raise RecipeError(
+                f"alike must be at most batch_pairs ({self.batch_pairs}): a group is within a batch; "
+                f"got {self.alike}"
+            )
         if not (self.unmasking or self.alignment or self.contrastive):
             raise RecipeError("unmasking, alignment and contrastive are all 0: nothing to learn")
-        if not (self.pairs > 0 or self.epochs > 0):
+        if not (self.pairs or self.epochs):
             raise RecipeError("pairs and epochs are both 0: nothing to do")
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,8 +199,12 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or key not in hints or key == "name":
-            names = ", ".join(f.name for f in fields(Recipe) if f.name != "name")
-            raise RecipeError(f"{setting!r}: expected key=value with a key of {names}")
+            names = [f.name for f in fields(Recipe) if f.name != "name"]
+            near = get_close_matches(key, names) if equals else []
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise RecipeError(
+                f"{setting!r}: {hint}expected key=value with a key of {', '.join(names)}"
+            )
         if key in changes:
             raise RecipeError(f"{setting!r}: {key} is set twice")
         try:

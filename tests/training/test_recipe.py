@@ -70,12 +70,31 @@ def test_settings_are_read_by_their_type():
         ("clip=-1", "clip must be positive, got -1.0"),
         ("batch_pairs=0", "batch_pairs must be at least 1, got 0"),
         ("mask_rate=1.5", "mask_rate must be between 0 and 1, got 1.5"),
+        ("warm_up_from=9", "warm_up_from must be between 0 and 1, got 9.0"),
+        ("weight_decay=-3", "weight_decay must not be negative, got -3.0"),
+        ("betas=2,3", "betas must be at least 0 and below 1, got (2.0, 3.0)"),
+        ("koleo=-1", "koleo must not be negative, got -1.0"),
+        ("pairs=-5", "pairs must not be negative, got -5"),
+        ("epochs=-1", "epochs must not be negative, got -1.0"),
+        ("head_heads=0", "head_heads must be at least 1, got 0"),
+        ("sampled_vocabulary=-1", "sampled_vocabulary must not be negative, got -1"),
+        ("validation_pairs=0", "validation_pairs must be at least 1, got 0"),
+        ("mask_rate=0", "mask_rate is 0, and unmasking needs masks"),
+        ("alike=2000", "alike must be at most batch_pairs (16)"),
+        (
+            "learning_rte=1",
+            "'learning_rte=1': did you mean learning_rate or head_learning_rate? exp",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(setting, message):
     with pytest.raises(RecipeError) as caught:
         override(tiny_cpu(), [setting])
     assert str(caught.value).startswith(message)
+
+
+def test_no_masks_are_needed_where_nothing_is_unmasked():
+    assert override(tiny_cpu(), ["mask_rate=0", "unmasking=0"]).mask_rate == 0
 
 
 def test_settings_that_make_no_run():
