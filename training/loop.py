@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -27,7 +28,8 @@ from training.centring import centred
 from training.chance import number
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.corpus import open_corpus
-from training.errors import NonFiniteLoss, RunStateError, Stopped
+from training.errors import NonFiniteLoss, RecipeError, RunStateError, Stopped
+from training.first_notes import first_notes
 from training.masking import Vocabulary
 from training.miniature import miniature
 from training.model import PairModel
@@ -96,18 +98,25 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
     out = run.path
 
     # What is read -------------------------------------------------------------------------------
+    def tell(text: str) -> None:
+        if ranks.first and not quiet:
+            print(f"{text} …", file=sys.stderr, flush=True)
+
+    tell(f"reading {', '.join(recipe.data) or 'data'}")
     split = ranks.all_or_none(lambda: open_corpus(recipe))
+    tell(f"{len(split.train)} pairs; loading the backbone {recipe.backbone}")
     start = ranks.all_or_none(lambda: open_backbone(recipe))
-    tokenizer = TextTokenizer(
-        start.tokenizer_json,
-        max_tokens=min(recipe.max_tokens, start.max_tokens),
-        prefix=start.prefix,
-    )
+    try:
+        limit = min(recipe.max_tokens, start.max_tokens)
+        tokenizer = TextTokenizer(start.tokenizer_json, max_tokens=limit, prefix=start.prefix)
+    except ValueError as error:  # no room beside special tokens and prefix
+        raise RecipeError(str(error)) from None
     vocabulary = Vocabulary.of(start.tokenizer_json, start.encoder.config.vocabulary)
     batches = Batches(
         split.train, tokenizer, vocabulary, recipe, rank=ranks.rank, world=ranks.world
     )
     if recipe.centre_texts:
+        tell(f"taking out what the vectors of {recipe.centre_texts} texts have in common")
         some = batches.order.take(0, max(1, recipe.centre_texts // 2))
         start = centred(start, tokenizer, [t for side in split.train.pairs(some) for t in side])
     if recipe.alike:
@@ -157,14 +166,8 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
             log.note(kept, f"passed over a damaged checkpoint ({damage}); goes on from step {kept}")
     if log and found is None:
         (out / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n")
-        for reason, count in split.dropped.items():
-            log.note(0, f"{count} rows dropped: {reason}")
-        log.note(
-            0,
-            f"{len(split.train)} pairs in {len(split.train.names)} languages, {batches.steps} steps "
-            f"of {recipe.accumulate} x {recipe.batch_pairs} pairs; held out: "
-            + (", ".join(f"{name} {len(c)}" for name, c in split.held_out.items()) or "nothing"),
-        )
+        for text in first_notes(recipe, split, batches, judges):
+            log.note(0, text)
 
     def judge(progress: Progress) -> Progress:
         """Validate; the best score so far and its step go into the progress."""
@@ -208,7 +211,11 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
 
     # The run ------------------------------------------------------------------------------------
     if progress.step == 0:
+        if log and judges:
+            log.tell(f"judging the start by {sum(p.size for p in judges)} held-out pairs …")
         progress = judge(progress)
+    elif log:
+        log.tell(f"going on after step {progress.step} of {batches.steps}")
     began, seen = time.monotonic(), 0
     stop.wait_for_steps()
     try:

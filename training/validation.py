@@ -27,6 +27,9 @@ from training.packing import Packed, sentence_vectors, token_states
 FEWEST = 10
 """Languages with fewer held-out pairs are left out of the mean: chance rules there."""
 
+FEW = 100
+"""Of so many pairs one more found is a percent: a part with fewer is too small to choose by."""
+
 Vectors = NDArray[np.float32]
 
 
@@ -36,6 +39,11 @@ class HeldOut:
 
     name: str
     pairs: dict[str, list[tuple[str, str]]]
+
+    @property
+    def size(self) -> int:
+        """How many there are, in all languages."""
+        return sum(len(rows) for rows in self.pairs.values())
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,53 @@ def test_resume_refuses_what_would_change_the_run(finished, tmp_path, capsys):
     assert "expected this file of the run to resume" in capsys.readouterr().err
 
 
+def notes_of(out: Path, *settings: str) -> str:
+    short(out, *settings)
+    return "\n".join(r["text"] for r in read_rows(out) if r["kind"] == "note")
+
+
+def test_the_first_lines_say_how_often_what_is_read_and_what_judges(tmp_path):
+    few = tmp_path / "few.tsv"
+    rows = [f"Satz Nummer {i}\tsentence number {i}\tde\n" for i in range(40)]
+    few.write_text("src\ttrg\tlang\n" + "".join(rows))
+
+    said = notes_of(tmp_path / "often", f"data={few}", "hold_out_fraction=0.2", "pairs=960")
+    assert "the run passes" in said
+    assert "held-out part sentences has " in said
+    assert "too few to choose a checkpoint by" in said
+
+    said = notes_of(tmp_path / "rounded", "pairs=5", "hold_out_fraction=0")
+    assert "pairs=5 is 8: whole batches of 8" in said
+    assert "nothing is held out: no best checkpoint is chosen" in said
+    assert not (tmp_path / "rounded/best").exists()
+
+    said = notes_of(tmp_path / "plain")
+    assert " passes in 6 steps of 2 x 8 pairs; held out: sentences 228" in said
+    for warning in ("the run passes", "too few", "no best", "pairs="):
+        assert warning not in said
+
+
+def test_what_takes_long_is_said_before_it_is_done(tmp_path, capsys):
+    arguments = ["tiny_cpu", *SHORT, "centre_texts=20", "--out", str(tmp_path / "run")]
+    assert main(arguments) == 0
+    error = capsys.readouterr().err
+    stages = [
+        "reading phrases",
+        "loading the backbone miniature",
+        "taking out what",
+        "judging the start",
+    ]
+    places = [error.index(stage) for stage in [*stages, "step 0: "]]
+    assert places == sorted(places)
+    assert not any("…" in r.get("text", "") for r in read_rows(tmp_path / "run"))
+
+
+def test_texts_that_have_room_for_no_word_are_refused(tmp_path, capsys):
+    assert main(["tiny_cpu", "max_tokens=1", "--out", str(tmp_path / "run")]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "mexma-train: max_tokens must exceed the 2 special tokens, got 1"
+
+
 def test_the_average_with_the_start(tmp_path):
     start = tmp_path / "start"
     short(tmp_path / "trained")
@@ -242,7 +289,8 @@ def test_bad_data_from_the_command_line(tmp_path, capsys):
         assert main(["tiny_cpu", data, "hold_out_fraction=0", "--out", str(tmp_path / "r")]) == 1
         error = capsys.readouterr().err
         assert message in error
-        assert error.count("\n") == 1
+        assert error.count("mexma-train: ") == 1
+        assert "Traceback" not in error
     assert main(["tiny_cpu", "device=cuda", "--out", str(tmp_path / "r")]) == (
         0 if torch.cuda.is_available() else 1
     )
