@@ -18,8 +18,14 @@ TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".tmx")
 # What else may hold pairs, and would be left out without a word.
 UNREAD = (
     ".jsonl", ".ndjson", ".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".xlsx", ".xls", ".sqlite",
-    ".avro", ".orc", ".feather",
+    ".avro", ".orc", ".feather", ".txt", ".json",
 )  # fmt: skip
+# Of these, what lies beside data and is none.
+ABOUT = {
+    "readme.txt", "license.txt", "licence.txt", "notice.txt", "copying.txt", "authors.txt",
+    "citation.txt", "changelog.txt", "dataset_info.json", "dataset_infos.json", "dataset_dict.json",
+    "state.json",
+}  # fmt: skip
 JUDGING = {"test", "testing", "dev", "valid", "validation", "eval", "evaluation"}
 SIDE = re.compile(r".+\.(?P<pair>[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]+)+)\.(?P<side>[A-Za-z0-9_-]+)")
 
@@ -48,12 +54,15 @@ def files_below(path: Path) -> tuple[list[Path], list[Path]]:
             found.add(file)
         elif pair := _moses_name(file):
             found.add(pair)
-        elif file.name.lower().endswith(UNREAD):
+        elif (file.name.lower().endswith(UNREAD) and file.name.lower() not in ABOUT) or (
+            file.suffix == ".en"  # half of a Moses pair whose name does not say of which
+        ):
             unread.append(str(inside))
     if unread:
         shown = ", ".join(sorted(unread)[:3]) + (", …" if len(unread) > 3 else "")
         raise DataError(
-            f"{path}: holds {shown}, of a kind that is not read; convert it or move it away"
+            f"{path}: holds {shown}, which would not be read: expected {', '.join(TABLES)} or Moses "
+            "pairs such as news.de-en.de and news.de-en.en; convert it, rename it or move it away"
         )
     if not found:
         raise DataError(

@@ -33,6 +33,8 @@ def read_separated(path: Path, columns: tuple[str, str, str]) -> tuple[pa.Table,
     names = [n.strip().removeprefix('"').removesuffix('"') for n in cells]
     require_columns(names, columns, path)
     if comma:
+        if unclosed := _flaw(path, delimiter, strict=False):  # it would swallow all rows after it
+            raise DataError(f"{path}: {unclosed}")
         return _parse(path, columns, delimiter, quoted=True)
     if any(c.startswith('"') for c in cells):
         if flaw := _flaw(path, delimiter):
@@ -156,8 +158,6 @@ def _parse(
         except pa.ArrowInvalid as error:
             if "straddling" not in str(error):  # Arrow's word for a row longer than its block
                 raise
-        if quoted and size == 2**20 and (flaw := _flaw(path, delimiter)):
-            raise DataError(f"{path}: a row is longer than a megabyte, and {flaw}")
         if size >= LONGEST_ROW:
             raise DataError(f"{path}: has a row of more than {LONGEST_ROW >> 20} MB")
         size *= 16
@@ -169,14 +169,16 @@ def _doubled(path: Path) -> bool:
         return any(b'""' in line for line in file)
 
 
-def _flaw(path: Path, delimiter: str) -> str:
+def _flaw(path: Path, delimiter: str, *, strict: bool = True) -> str:
     """What speaks against CSV's convention for quotation marks, and where; empty where nothing does.
 
-    Every cell with a quotation mark is then within two, and each between them is doubled.
+    Every cell with a quotation mark is then within two, and each between them is doubled. strict:
+    else only a quotation mark that is never closed is one.
     """
     mark = re.escape(delimiter.encode())
-    plain = re.compile(rb'[^"' + mark + rb"\r\n]*(?=" + mark + rb"|\r?\n|\r?$)")
-    rest = re.compile(rb'(?:[^"]|"")*')
+    plain = re.compile(rb"[^" + (rb'"' if strict else b"") + mark + rb"\r\n]*")
+    within = re.compile(rb'(?:[^"]|"")*')
+    ends = (delimiter.encode(), b"\r", b"\n", b"")
     opened = 0  # the line in which a cell began that is not closed yet
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
@@ -187,15 +189,14 @@ def _flaw(path: Path, delimiter: str) -> str:
                 if opened or line[at : at + 1] == b'"':
                     at += not opened
                     opened = opened or number
-                    at = cast(re.Match[bytes], rest.match(line, at)).end()
+                    at = cast(re.Match[bytes], within.match(line, at)).end()
                     if at == len(line):
                         break  # the cell goes on in the next line
                     at, opened = at + 1, 0
-                    if line[at : at + 1] not in (delimiter.encode(), b"\r", b"\n", b""):
+                    if strict and line[at : at + 1] not in ends:
                         return f"a cell goes on after its quotation mark in line {number}"
-                elif found := plain.match(line, at):
-                    at = found.end()
-                else:
+                at = cast(re.Match[bytes], plain.match(line, at)).end()
+                if line[at : at + 1] not in ends:
                     return f"a quotation mark stands within a cell in line {number}"
                 if line[at : at + 1] != delimiter.encode():
                     break

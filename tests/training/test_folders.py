@@ -42,10 +42,14 @@ def test_all_kinds_below_a_directory_are_read(tmp_path):
     }  # fmt: skip
 
 
-def test_what_would_be_ignored_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["b.jsonl", "b.json", "deu.txt", "b.en", "b.de-en.de.gz"])
+def test_what_would_be_ignored_is_refused(tmp_path, name):
     pq.write_table(TABLE, tmp_path / "a.parquet")
-    (tmp_path / "b.jsonl").write_text("{}\n")
-    assert "holds b.jsonl, of a kind that is not read" in refusal(tmp_path)
+    for about in ("README.txt", "LICENSE", "dataset_info.json"):
+        (tmp_path / about).write_text("about it")
+    assert rows(read(tmp_path)) == ROWS
+    (tmp_path / name).write_text("{}\n")
+    assert f"holds {name}, which would not be read" in refusal(tmp_path)
 
 
 def test_only_moses_pairs(tmp_path):

@@ -86,9 +86,19 @@ def test_a_line_longer_than_a_block(tmp_path):
     source = read(tmp_path / "a.tsv")
     assert [row[0] for row in rows(source)] == ["ja", long]
     assert source.broken == {"wrong number of fields": 1}
-    cells = f'src,trg,lang\nja,yes,de\n"{long},open,de\n'
-    (tmp_path / "a.csv").write_text(cells)
-    assert "the quotation mark in line 3 is never closed" in refusal(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text(f'src,trg,lang\n"{long}\n{long}",two,de\n')
+    assert [row[1] for row in rows(read(tmp_path / "a.csv"))] == ["two"]
+
+
+@pytest.mark.parametrize("long", [1, 600_000])
+def test_a_quotation_mark_that_swallows_the_rest(tmp_path, long):
+    """Arrow takes all that follows for one cell."""
+    for name, row in (("first", 'de,"nein,no'), ("last", 'de,nein,"no')):
+        text = f"lang,src,trg\nde,ja,yes\n{row}\n" + "de,wort,word\n" * long
+        (tmp_path / f"{name}.csv").write_text(text)
+        assert "line 3 is never closed" in refusal(tmp_path / f"{name}.csv")
+    (tmp_path / "within.csv").write_text('lang,src,trg\nde,ein "W" da,"a" w"\nde,"ja","yes"\n')
+    assert [row[0] for row in rows(read(tmp_path / "within.csv"))] == ['ein "W" da', "ja"]
 
 
 def test_suffixes_in_capitals_and_gzip(tmp_path):
