@@ -32,8 +32,6 @@ from training.phrases import cldr_phrases
 from training.rows import COLUMNS, is_english, joined, require_text, table_of, usable_rows
 from training.text_files import first_not_utf8, moses_sides, read_moses, read_separated
 
-JUDGING = "of a split for testing or validation, which is not trained on: name its files to read it"
-
 
 @dataclass(frozen=True)
 class Source:
@@ -175,15 +173,22 @@ def _directory(
     files, others = files_below(path)
     if every_split:
         files, others = files + others, []
-    tables, broken = [], Counter[str]()
+    tables: list[pa.Table] = []
+    broken = Counter[str]()
     for file in files:
         table, of_file = _file(file, columns)
         tables.append(table)
         broken.update(of_file)
+    reason = _not_for_training([file.relative_to(path).as_posix() for file in others])
     for file in others:
         table, _ = _file(file, columns)
-        broken[JUDGING] += len(table)
+        broken[reason] += len(table)
     return pa.concat_tables(tables).combine_chunks(), dict(+broken)
+
+
+def _not_for_training(files: Sequence[str]) -> str:
+    shown = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+    return f"for testing or validation ({shown}; named alone it is read)"
 
 
 def _hub(
@@ -227,7 +232,7 @@ def _streamed(
             require_text(parquet.schema_arrow, columns, f"{place} ({name})")
             tables.append(joined(_batches(parquet, columns)))
     table = joined(tables).select(list(columns)).rename_columns(list(COLUMNS))
-    return table, {JUDGING: left_out} if left_out else {}
+    return table, {_not_for_training(sorted(judging)): left_out} if left_out else {}
 
 
 def _batches(parquet: pyarrow.parquet.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Table]:

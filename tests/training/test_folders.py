@@ -10,13 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training.test_sources import COLUMNS, ROWS, TABLE, TMX, read, refusal, rows
-from training.sources import JUDGING, _streamed
+from training.sources import _streamed
 
 
 def stream(path, table):
     path.parent.mkdir(parents=True, exist_ok=True)
     with pa.ipc.new_stream(path, table.schema) as writer:
         writer.write_table(table)
+
+
+def left_out(name):
+    return f"for testing or validation ({name}; named alone it is read)"
 
 
 def english(source):
@@ -69,7 +73,7 @@ def test_of_a_dataset_with_splits_train_is_read(tmp_path):
     (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "unseen"]}))
     source = read(tmp_path)
     assert rows(source) == ROWS
-    assert source.broken == {JUDGING: 3}
+    assert source.broken == {left_out("unseen/data-00000-of-00001.arrow"): 3}
     assert english(read(tmp_path / "unseen")) == ["judged"] * 3
     (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": ["unseen"]}))
     assert "has the splits unseen and no train" in refusal(tmp_path)
@@ -84,7 +88,7 @@ def test_splits_by_their_names(tmp_path, name):
     pq.write_table(TABLE[:1], tmp_path / name)
     source = read(tmp_path)
     assert rows(source) == ROWS
-    assert source.broken == {JUDGING: 1}
+    assert source.broken == {left_out(name): 1}
     (tmp_path / "train-00000.parquet").unlink()
     assert rows(read(tmp_path)) == ROWS[:1]  # nothing else is there: it was meant
 
@@ -95,7 +99,8 @@ def test_splits_on_the_hub():
         with memory.open(f"/datasets/someone/split/data/{name}.parquet", "wb") as file:
             pq.write_table(table, file)
     table, broken = _streamed(memory, "datasets/someone/split", COLUMNS, "hf://someone")
-    assert (len(table), broken) == (2, {JUDGING: 1})
+    left = left_out("/datasets/someone/split/data/test-0.parquet")
+    assert (len(table), broken) == (2, {left: 1})
     table, broken = _streamed(
         memory, "datasets/someone/split/data/test-0.parquet", COLUMNS, "hf://someone"
     )
