@@ -96,7 +96,8 @@ def contenders(backbone: str, data: str, name: str) -> dict[str, Callable[[int],
         find_recipe(name), [*common, "sampled_vocabulary=0", f"bucket_batches={ROUNDS}"]
     )
     corpus, start = open_corpus(exact).train, open_backbone(exact)
-    tokenizer = TextTokenizer(start.tokenizer_json, max_tokens=start.max_tokens)
+    limit = min(exact.max_tokens, start.max_tokens)
+    tokenizer = TextTokenizer(start.tokenizer_json, max_tokens=limit)
     vocabulary = Vocabulary.of(start.tokenizer_json, start.encoder.config.vocabulary)
 
     def ready(*settings: str) -> tuple[PairModel, Batches, torch.optim.Optimizer]:

@@ -34,12 +34,14 @@ class Stop:
 
     @contextmanager
     def heeded(self) -> Iterator[Stop]:
-        """Within it, signals come here. Python gives them to a process's main thread only; elsewhere
-        nothing is done."""
+        """Within it, signals come here, but those that whoever started the process had it ignore (as
+        shells do SIGINT for what runs in the background of a script). Python gives signals to a
+        process's main thread only; elsewhere nothing is done."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {s: signal.signal(s, self._came) for s in SIGNALS}
+        meant = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+        before = {s: signal.signal(s, self._came) for s in meant}
         try:
             yield self
         finally:

@@ -86,6 +86,7 @@ def in_child(action: Callable[[], None]) -> int:
 def main() -> None:
     folder, *points = sys.argv[1:]
     loop.write_report = lambda *_: None  # its pictures take longer than these runs
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # though tests run where it is ignored
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports much when first made
     whole = in_child(lambda: run(Path(folder) / "whole", resume=False))
     assert whole == 0, whole

@@ -74,6 +74,11 @@ def test_one_rank_that_is_asked_to_stop_stops_both_after_the_same_step(runs):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_what_one_rank_cannot_read_ends_both(runs):
+    said = [json.loads((runs / f"blind-{rank}.json").read_text()) for rank in (0, 1)]
+    assert said == ["is not on this machine"] * 2
+
+
 def test_a_loss_that_is_no_number_on_one_rank_stops_both_and_names_the_batch(runs):
     errors = [json.loads((runs / f"error-{rank}.json").read_text()) for rank in (0, 1)]
     assert errors[0] == errors[1]

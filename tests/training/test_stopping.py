@@ -16,6 +16,9 @@ import pytest
 from tests.conftest import ROOT
 from training.runlog import read_rows
 
+# Tests may be run where SIGINT is ignored, and what they start would inherit that.
+HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
 SLOW = ["tiny_cpu", "save_every=500", "validate_every=500", "keep_last=1", "pairs=320000"]
 
 AT = """
@@ -36,7 +39,8 @@ def environment() -> dict[str, str]:
 
 def started(out: Path) -> subprocess.Popen[str]:
     """A long run of which some steps are done."""
-    command = [sys.executable, "-m", "training", *SLOW, "--out", str(out)]
+    script = HEARD + "import runpy; runpy.run_module('training', run_name='__main__')"
+    command = [sys.executable, "-c", script, *SLOW, "--out", str(out)]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -50,9 +54,11 @@ def started(out: Path) -> subprocess.Popen[str]:
     return process
 
 
-def interrupted(where: str, name: str, sent: str, *arguments: str) -> tuple[int, str]:
+def interrupted(
+    where: str, name: str, sent: str, *arguments: str, heard: str = HEARD
+) -> tuple[int, str]:
     """Status and stderr of a command that gets a signal when it calls `training.WHERE.NAME`."""
-    script = AT.format(module=where, name=name, sent=sent)
+    script = heard + AT.format(module=where, name=name, sent=sent)
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
@@ -108,7 +114,7 @@ def test_before_anything_was_trained_nothing_is_promised(tmp_path, sent):
 
 @pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
 def test_while_torch_is_imported(sent):
-    script = f"""
+    script = f"""{HEARD}
 import os, runpy, signal, sys
 class Finder:
     def find_spec(self, name, path=None, target=None):
@@ -136,3 +142,10 @@ def test_before_the_first_step_of_a_run_it_can_be_gone_on_with(tmp_path):
         cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
+
+
+def test_a_signal_that_the_process_was_started_to_ignore_is_ignored(tmp_path):
+    """As SIGINT is in the background of a script, which Ctrl-C would end with it."""
+    deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    arguments = ["tiny_cpu", "pairs=96", "--out", str(tmp_path / "run")]
+    assert interrupted("loop", "set_rate", "SIGINT", *arguments, heard=deaf)[0] == 0

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from training import model
-from training.errors import NonFiniteLoss, Stopped
+from training import loop, model
+from training.corpus import Split
+from training.errors import DataError, NonFiniteLoss, Stopped
 from training.loop import train
 from training.ranks import joined
 from training.recipe import Recipe, override
@@ -26,6 +27,10 @@ SETTINGS = ["pairs=192", "dropout=0", "save_every=3", "validate_every=3", "contr
 
 def recipe(*settings: str) -> Recipe:
     return override(tiny_cpu(), [*SETTINGS, *settings])
+
+
+def nothing(recipe: Recipe) -> Split:
+    raise DataError("is not on this machine")
 
 
 def main() -> None:
@@ -56,6 +61,16 @@ def main() -> None:
         except Stopped as stopped:
             (folder / f"stopped-{ranks.rank}.json").write_text(json.dumps(str(stopped)))
         train(recipe("alike=4"), folder / "stopped", ranks, quiet=True, resume=True)
+
+        # One rank finds no data, and both say so.
+        found = loop.open_corpus
+        if ranks.rank == 1:
+            loop.open_corpus = nothing
+        try:
+            train(recipe(), folder / "blind", ranks, quiet=True)
+        except DataError as error:
+            (folder / f"blind-{ranks.rank}.json").write_text(json.dumps(str(error)))
+        loop.open_corpus = found
 
         honest = model.alignment
 
