@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mexma.errors import CheckpointError
 from mexma.text import TextTokenizer
-from training import heap
 from training.alike import find_alike
 from training.batches import Batches
 from training.centring import centred
@@ -266,8 +265,6 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad(set_to_none=True)
-            if ranks.device.type == "cpu" and step % heap.EVERY_STEPS == 0:
-                heap.give_back()
 
             progress = replace(progress, step=step + 1)
             seen += read.pairs
