@@ -78,7 +78,7 @@ class CollectionList(BaseModel):
 
 class MigrationRequest(Body):
     model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "default"}]}
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "mexma-small"}]}
     )
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(

@@ -136,7 +136,7 @@ class EmbeddingRequest(Body):
         extra="forbid",
         strict=True,
         json_schema_extra={
-            "examples": [{"input": ["Good morning", "Hyvää huomenta"], "model": "default"}]
+            "examples": [{"input": ["Good morning", "Hyvää huomenta"], "model": "mexma-small"}]
         },
     )
 

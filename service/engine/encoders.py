@@ -11,6 +11,7 @@ Refuses to know: HTTP, how a collection comes from one encoder to another (migra
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -23,6 +24,8 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.store.admission import check_fingerprint
 from service.store.protocol import CollectionInfo
+
+log = logging.getLogger(__name__)
 
 Role = Literal["default", "further", "kept"]
 
@@ -51,6 +54,11 @@ class Encoders:
                     f"each model may be served once, {name!r} with fingerprint {fingerprint} "
                     "is there twice: MEXMA_FURTHER_MODELS lists models beside MEXMA_MODEL"
                 )
+            if self.named_so(name):
+                log.warning(
+                    "two models are called %r: by this name the first of them is asked, the one with "
+                    "fingerprint %s by that only (mexma-export --name)", name, fingerprint,
+                )  # fmt: skip
             self._embedders[fingerprint] = Embedder(encoder, settings, metrics)
             metrics.encoder.labels(name, fingerprint).set(1)
         self.default = next(iter(self._embedders.values()))
@@ -66,6 +74,10 @@ class Encoders:
 
     def get(self, fingerprint: str) -> Embedder | None:
         return self._embedders.get(fingerprint)
+
+    def named_so(self, name: str) -> bool:
+        """Whether one of this name is here."""
+        return any(e.encoder.manifest.name == name for e in self._embedders.values())
 
     def named(self, model: str | None) -> Embedder | None:
         """The one of this fingerprint or, the default first, of this name."""

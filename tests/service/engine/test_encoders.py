@@ -51,6 +51,11 @@ def test_a_request_chooses_by_name_or_fingerprint_and_any_other_name_is_the_defa
         )
 
 
+def test_two_of_one_name_are_said(make_client, caplog):
+    make_client(FakeEncoder(name="same"), further=[FakeEncoder(name="same", max_tokens=48)])
+    assert [r.message for r in caplog.records if "two models are called 'same'" in r.message]
+
+
 def test_both_are_listed_and_counted(client, encoders):
     cards = client.get("/v1/models").json()["data"]
     assert [(c["id"], c["fingerprint"], c["dimensions"]) for c in cards] == [
