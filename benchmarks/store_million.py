@@ -129,7 +129,7 @@ def _searched(
     for name in workers:
         one, many = (statistics.median(speeds[name, "", batch]) for batch in (1, 64))
         lines.append(
-            f"| {name} | {widths[name] or '-'} | {recalls[name, '']:.3f} | {one:.0f} | {many:.0f} "
+            f"| {name} | {widths[name] or '-'} | {recalls[name, '']:.3f} | {_rate(one)} | {_rate(many)} "
             f"| {built[name]['mb']:.0f} | {built[name]['seconds']:.0f} |"
         )
     lines += [
@@ -141,12 +141,16 @@ def _searched(
             continue
         cells = [
             f"{recalls[name, mark]:.3f}, "
-            + " / ".join(f"{statistics.median(speeds[name, mark, b]):.0f}" for b in (1, 64))
+            + " / ".join(_rate(statistics.median(speeds[name, mark, b])) for b in (1, 64))
             for mark in truth
             if mark
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:.0f}" if per_s >= 10 else f"{per_s:.1f}"
 
 
 def _written(workers: dict[str, Worker], *_: Any) -> list[str]:
