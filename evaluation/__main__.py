@@ -15,6 +15,7 @@ from evaluation.measure import DIRECTIONS, METRICS, Options
 from evaluation.pairs import Pairs, read_pairs
 from evaluation.report import Report, circumstances, describe_file
 from evaluation.subject import Subject, VectorTable, open_subject
+from mexma.arguments import at_least
 from mexma.artifact import POOLINGS
 from mexma.errors import InputError, MexmaError
 from mexma.session import PROVIDERS
@@ -39,11 +40,11 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--out", type=Path, help="folder for the tables and pictures")
     p.add_argument("--languages", nargs="+", metavar="LANG", help="as in the data (default: all)")
-    p.add_argument("--limit", type=_positive, help="pairs per language, drawn with the seed")
+    p.add_argument("--limit", type=at_least(1), help="pairs per language, drawn with the seed")
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     p.add_argument(
         "--k",
-        type=_positive,
+        type=at_least(1),
         default=Options.k,
         help="neighbours of the margin (default: %(default)s)",
     )
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--device", choices=tuple(PROVIDERS), default="cpu", help="(default: %(default)s)"
     )
     p.add_argument(
-        "--threads", type=_not_negative, default=0, help="0: one per core (default: %(default)s)"
+        "--threads", type=at_least(0), default=0, help="0: one per core (default: %(default)s)"
     )
     p.add_argument("--pooling", choices=POOLINGS, help="of a checkpoint that does not say")
     p.add_argument("--prefix", help="of a checkpoint, instead of its own")
@@ -68,20 +69,6 @@ def parser() -> argparse.ArgumentParser:
         help="of a service that serves several: its name or fingerprint (default: its first)",
     )
     return p
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {number}")
-    return number
-
-
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {number}")
-    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -39,8 +39,8 @@ class ServiceSubject:
         """url: of the service, also with the `/v1` that OpenAI's clients want. model: of several that it
         serves. client: to send with; a new one by default.
 
-        Asks for one vector, so that a wrong URL fails here. Raises EngineError when the
-        service does not answer, FingerprintMismatch as said above.
+        Asks for one vector, so that a wrong URL fails here. Raises EngineError when the service does not
+        answer, InputError when another model does, FingerprintMismatch as said above.
         """
         self.url = url.rstrip("/").removesuffix("/v1")
         self._model = model or "mexma"
@@ -51,6 +51,10 @@ class ServiceSubject:
         self.truncated = 0
         headers, body = self._post(["?"])
         self._fingerprint = headers.get(FINGERPRINT)
+        if model not in (None, body.get("model"), self._fingerprint):
+            raise InputError(
+                f"{self.url}: serves no model {model!r}; {body.get('model')!r} answered in its place"
+            )
         dim = len(base64.b64decode(body["data"][0]["embedding"])) // 4
         self.about: dict[str, Any] = {
             "kind": "service",

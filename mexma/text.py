@@ -223,10 +223,10 @@ class TextTokenizer:
             ]
         return out
 
-    def text_of(self, ids: NDArray[np.int64]) -> str:
-        """What tokens stand for, special ones left out; the beginning, for people to read."""
+    def decode(self, ids: NDArray[np.int64]) -> str:
+        """What tokens, int64 `[length]`, stand for, without special ones; not always what was encoded."""
         text: str = self._guarded(self._tokenizer.decode, ids.tolist(), skip_special_tokens=True)
-        return text[:80]
+        return text
 
     def pieces(self, texts: Sequence[str], *, special: bool = True) -> list[list[Piece]]:
         """All tokens of each text, as `encode` counts them. special: those around it, too.

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mexma.arguments import at_least
 from mexma.artifact import POOLINGS, PRECISIONS, check_replaceable, no_model_name
 from mexma.errors import ArtifactError, MexmaError
 from model_export.export import Exported, export
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--pooling", choices=POOLINGS, help="only where the source does not say")
     p.add_argument("--prefix", help="put before every text, e.g. 'query: ' (default: the source's)")
     p.add_argument(
-        "--max-tokens", type=_positive, metavar="N", help="longest input (default: the source's)"
+        "--max-tokens", type=at_least(1), metavar="N", help="longest input (default: the source's)"
     )
     p.add_argument(
         "--name",
@@ -43,19 +44,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--sentences-per-language",
-        type=_positive,
+        type=at_least(1),
         metavar="N",
         default=SENTENCES_PER_LANGUAGE,
         help="how much of the sample the parity gate reads (default: %(default)s, all)",
     )
     return p
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {number}")
-    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

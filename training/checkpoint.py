@@ -85,8 +85,7 @@ def load_checkpoint(
         config, head = hugging_face.read_modules(path, config)
     else:
         config = replace(config, pooling=_named_pooling(source, asked))
-    if asked not in (None, config.pooling):
-        raise CheckpointError(f"{source}: pools by {config.pooling}, but {asked} was asked for")
+    _check_pooling(source, config.pooling, asked)
 
     encoder, hashes = hugging_face.read_encoder(directory, config)
     if encoder.head is not None and head is not None:
@@ -94,11 +93,7 @@ def load_checkpoint(
     tokenizer_json = _read_tokenizer(directory, config)
     known = description.max_tokens if description else hugging_face.read_limits(directory)
     limit = max_tokens or min(known or config.max_tokens, config.max_tokens)
-    if not 3 <= limit <= config.max_tokens:
-        raise CheckpointError(
-            f"{source}: max_tokens must be 3 to {config.max_tokens}, which is what the position "
-            f"table holds, got {limit}"
-        )
+    _check_limit(source, limit, config.max_tokens)
     kept_prefix = description.prefix if description else hugging_face.read_prompt(path)
     origin = description.source if description else {"name": name}
     return Checkpoint(
@@ -114,14 +109,9 @@ def _from_artifact(
     source: str, path: Path, pooling: Pooling | None, prefix: str | None, max_tokens: int | None
 ) -> Checkpoint:
     encoder, tokenizer_json, manifest = read_artifact(path)
-    if pooling not in (None, manifest.pooling):
-        raise CheckpointError(f"{source}: pools by {manifest.pooling}, but {pooling} was asked for")
-    limit = manifest.max_tokens if max_tokens is None else max_tokens
-    if not 3 <= limit <= manifest.max_tokens:
-        raise CheckpointError(
-            f"{source}: max_tokens must be 3 to {manifest.max_tokens}, which is what the artifact "
-            f"takes, got {limit}"
-        )
+    _check_pooling(source, manifest.pooling, pooling)
+    limit = max_tokens or manifest.max_tokens
+    _check_limit(source, limit, manifest.max_tokens)
     hashes = {name: record.sha256 for name, record in manifest.files.items()}
     return Checkpoint(
         encoder=encoder,
@@ -130,6 +120,18 @@ def _from_artifact(
         prefix=manifest.prefix if prefix is None else prefix,
         source={**manifest.source, "name": manifest.name, "weights": hashes},
     )
+
+
+def _check_limit(source: str, limit: int, most: int) -> None:
+    if not 3 <= limit <= most:
+        raise CheckpointError(
+            f"{source}: max_tokens must be 3 to {most}, the most it has positions for, got {limit}"
+        )
+
+
+def _check_pooling(source: str, own: str, asked: Pooling | None) -> None:
+    if asked not in (None, own):
+        raise CheckpointError(f"{source}: pools by {own}, but {asked} was asked for")
 
 
 def save_checkpoint(

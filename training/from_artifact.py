@@ -7,7 +7,6 @@ finds the token table's blocks again exactly.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +27,7 @@ def read_artifact(path: Path) -> tuple[Encoder, bytes, Manifest]:
     try:
         artifact = open_artifact(path)
         weights = read_weights(artifact)
-        known = {field.name for field in fields(EncoderConfig)}
-        shape = {k: v for k, v in artifact.manifest.architecture.items() if k in known}
-        config = EncoderConfig(**shape)
+        config = EncoderConfig(**artifact.manifest.architecture)
     except (ArtifactError, TypeError) as error:
         raise CheckpointError(
             f"{error}; an artifact can be trained further where it is fp32 or compact"

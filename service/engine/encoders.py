@@ -54,7 +54,7 @@ class Encoders:
                     f"each model may be served once, {name!r} with fingerprint {fingerprint} "
                     "is there twice: MEXMA_FURTHER_MODELS lists models beside MEXMA_MODEL"
                 )
-            if self.named_so(name):
+            if any(e.encoder.manifest.name == name for e in self._embedders.values()):
                 log.warning(
                     "two models are called %r: by this name the first of them is asked, the one with "
                     "fingerprint %s by that only (mexma-export --name)", name, fingerprint,
@@ -74,10 +74,6 @@ class Encoders:
 
     def get(self, fingerprint: str) -> Embedder | None:
         return self._embedders.get(fingerprint)
-
-    def named_so(self, name: str) -> bool:
-        """Whether one of this name is here."""
-        return any(e.encoder.manifest.name == name for e in self._embedders.values())
 
     def named(self, model: str | None) -> Embedder | None:
         """The one of this fingerprint or, the default first, of this name."""

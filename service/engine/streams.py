@@ -72,10 +72,8 @@ class Streams:
         self._clock = clock
         self._stopping = False
         self._streams: list[_Stream] = []  # what another brings is dropped, and then it ends
-        self._part_s = (
-            0.0  # of the engine's time that a batch would have had which ran all the while
-        )
-        self._part_at = clock()
+        # What a batch would have had of the engine's time that had run all the while, and until when.
+        self._part_s, self._part_at = 0.0, clock()
 
     @property
     def alive(self) -> bool:

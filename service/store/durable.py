@@ -11,8 +11,7 @@ from typing import Any
 
 from mexma.errors import StoreCorrupt
 
-CHUNK_BYTES = 1 << 23
-"""Read and hashed at once: between two the interpreter is needed, for which searches wait."""
+CHUNK_BYTES = 1 << 20
 
 Progress = Callable[[int], object]
 """Called with the number of bytes done since the last call."""

@@ -19,7 +19,7 @@ PAGE = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
 def test_every_command_parses():
     (block,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     commands = block.strip().splitlines()
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "mexma-evaluate"

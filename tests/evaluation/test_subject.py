@@ -173,8 +173,12 @@ def test_a_service_gives_each_text_its_vector():
 def test_a_service_is_found_as_openai_s_clients_name_it_and_one_of_its_models_chosen():
     contract = Contract()
     for url in ("http://service/v1", "http://service/v1/"):
-        contract.subject(url, model="new").vectors(["a"])
-    assert contract.models == {"new"}
+        contract.subject(url, model="fake").vectors(["a"])
+    assert contract.models == {"fake"}
+    contract.subject(model=contract.encoder.fingerprint).vectors(["a"])
+    # A service takes a name that it does not know for its default's.
+    with pytest.raises(InputError, match="serves no model 'fakr'; 'fake' answered"):
+        contract.subject(model="fakr")
 
 
 def test_a_service_that_becomes_another_is_noticed():

@@ -90,6 +90,7 @@ def test_of_two_hundred_one_may_differ_where_arithmetic_is_coarse():
     cosines[[7, 300]] = 0.85, 0.9
     assert parity._low(cosines, 0.005) == pytest.approx(0.995)
     assert parity._low(cosines, 0.0) == pytest.approx(0.85)
+    assert np.isnan(parity._low(np.append(cosines, np.nan), 0.005)), "an engine that gives NaN"
     cosines[8] = 0.9
     assert parity._low(cosines, 0.005) == pytest.approx(0.9)
     report = {
