@@ -24,7 +24,9 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,7 +47,7 @@ from benchmarks import gpu_search
 from benchmarks.circumstances import ROOT, circumstances, result_file
 from benchmarks.export_large import SHAPE as LARGE
 from benchmarks.export_large import random_checkpoint
-from mexma.artifact import TOKENIZER, open_artifact
+from mexma.artifact import TOKENIZER, Artifact, open_artifact
 from mexma.batching import split_batches
 from mexma.errors import MexmaError
 from mexma.sample import tatoeba_sample
@@ -62,12 +64,14 @@ DEVICE = torch.device("cuda" if CUDA else "cpu")
 HALF = torch.float16 if CUDA else torch.float32
 LEAST_COSINE = 0.999
 ROUNDS = 5 if CUDA else 1
+AT_ONCE = 2
+REPLAYED_TOKENS = 32
 DEFAULT = EncoderConfig(
     vocabulary=250_037, hidden=384, layers=12, heads=12, intermediate=1536, positions=514,
     first_position=2, pad_id=1, norm_eps=1e-12, pooling="mean",
 )  # fmt: skip
 # Sentences of one to a few tokens up to the limit: mean about 24, as users' are.
-SENTENCES = 4096 if CUDA else 24
+SENTENCES = 8192 if CUDA else 24
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -76,13 +80,16 @@ Run = Callable[[list[Ids]], Vectors]
 
 @dataclass
 class Way:
-    """A way to embed. run: None where it is not there, for the reason given."""
+    """A way to embed. run: None where it is not there, for the reason given. single_only: takes one
+    sentence at a time. overlapped: seconds with `AT_ONCE` batches under way."""
 
     name: str
     run: Run | None
     reason: str = ""
+    single_only: bool = False
     cosine: float = float("nan")
     seconds: list[float] | None = None
+    overlapped: list[float] | None = None
     single_ms: float = float("nan")
 
 
@@ -176,7 +183,7 @@ def measure(
         [sequences[i] for i in rows]
         for rows in split_batches(lengths, max_tokens=batch_tokens, max_items=1024)
     ]
-    few = batches[len(batches) // 2][:64]
+    few = sequences[:64]  # of all lengths, so that masks matter
     reference = padded(encoder)(few)
     half = Encoder(config).to(DEVICE, HALF).eval()
     half.load_state_dict(encoder.state_dict())
@@ -189,23 +196,86 @@ def measure(
     ]
     for way in ways:
         if way.run is not None:
-            check(way, few, reference)
-    for _ in range(ROUNDS + 1):  # the first warms up
-        for way in ways:
-            if way.run is not None:
-                took = timed(partial(every, way.run, batches))
+            rows = [
+                i for i, s in enumerate(few) if len(s) <= REPLAYED_TOKENS or not way.single_only
+            ]
+            check(way, [few[i] for i in rows], reference[rows])
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for _ in range(ROUNDS + 1):  # the first warms up
+            for way in ways:
+                if way.run is None or way.single_only:
+                    continue
+                took = timed(partial(every, map, way.run, batches))
                 way.seconds = [] if way.seconds is None else [*way.seconds, took]
+                took = timed(partial(every, threads.map, way.run, batches))
+                way.overlapped = [] if way.overlapped is None else [*way.overlapped, took]
     one = [min(sequences, key=lambda s: abs(len(s) - 24))]
     for way in ways:
         if way.run is not None:
             times = [timed(partial(way.run, one)) for _ in range(50 if CUDA else 2)]
             way.single_ms = 1000 * statistics.median(times)
-    return table(title, config, ways, lengths, batches)
+    found = table(title, config, ways, lengths, batches)
+    found += larger_batches(config, ways, sequences, batch_tokens)
+    if CUDA:
+        found += profiles(ways, batches[len(batches) // 2])
+    return found
 
 
-def every(run: Run, batches: list[list[Ids]]) -> None:
-    for batch in batches:
-        run(batch)
+def larger_batches(
+    config: EncoderConfig, ways: Sequence[Way], sequences: list[Ids], batch_tokens: int
+) -> list[str]:
+    """The share of the GEMM peak again, as batches grow."""
+    lengths = [len(s) for s in sequences]
+    operations = sum(flops(config, n) for n in lengths)
+    peak = gemm_rate(8192, 8192, 8192) if CUDA else float("nan")
+    sizes = [batch_tokens * factor for factor in (1, 2, 4)]
+    there = [way for way in ways if way.run is not None and not way.single_only]
+    lines = [
+        f"% of the GEMM peak with batches of so many tokens, {AT_ONCE} at once:", "",
+        "| | " + " | ".join(f"{size:,}" for size in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]  # fmt: skip
+    shares: dict[str, list[str]] = {way.name: [] for way in there}
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for size in sizes:
+            split = split_batches(lengths, max_tokens=size, max_items=size // 16)
+            batches = [[sequences[i] for i in rows] for rows in split]
+            for way in there:
+                assert way.run is not None
+                work = partial(every, threads.map, way.run, batches)
+                times = [timed(work) for _ in range(4 if CUDA else 1)]
+                share = operations / statistics.median(times[-3:]) / peak
+                shares[way.name].append(f"{share:.0%}" if CUDA else "-")
+    return [*lines, *(f"| {name} | {' | '.join(row)} |" for name, row in shares.items()), ""]
+
+
+def every(over: Callable[..., Iterable[Vectors]], run: Run, batches: list[list[Ids]]) -> None:
+    for _ in over(run, batches):
+        pass
+
+
+def profiles(ways: Sequence[Way], batch: list[Ids]) -> list[str]:
+    """Where the device's time goes in one batch: kernels by their share, for each way."""
+    lines = [f"Kernels by their share of the device's time, a batch of {len(batch)} sentences:", ""]
+    for way in ways:
+        if way.run is None or way.single_only:
+            continue
+        kinds = torch.profiler.ProfilerActivity
+        try:
+            with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profiler:
+                way.run(batch)
+                torch.cuda.synchronize()
+        except Exception as error:  # noqa: BLE001  the rest goes on
+            lines.append(f"- {way.name}: not profiled: {str(error)[:160]}")
+            continue
+        spent: Counter[str] = Counter()
+        for event in profiler.events() or ():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                spent[event.name] += event.time_range.elapsed_us()
+        whole = sum(spent.values()) or 1
+        told = ", ".join(f"{name[:60]} {us / whole:.0%}" for name, us in spent.most_common(9))
+        lines.append(f"- {way.name}: {whole / 1000:.2f} ms; {told}")
+    return [*lines, ""]
 
 
 def check(way: Way, few: list[Ids], reference: Vectors) -> None:
@@ -239,17 +309,22 @@ def table(
         f"{len(lengths)} sentences, {statistics.fmean(lengths):.1f} tokens at the mean (longest "
         f"{max(lengths)}), {len(batches)} batches, {100 * padding:.0f} % of a padded batch is "
         f"padding; median of {ROUNDS} interleaved rounds.", "",
-        "| | least cosine to fp32 | sentences/s | tokens/s | % of the GEMM peak | one sentence, ms |",
-        "|---|---|---|---|---|---|",
+        f"| | least cosine to fp32 | sentences/s | {AT_ONCE} batches at once | % of the GEMM peak | {AT_ONCE} at once, % | one sentence, ms |",
+        "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for way in ways:
-        if way.run is None or not way.seconds:
-            lines.append(f"| {way.name} | {way.reason or 'not available'} | | | | |")
+        if way.run is None or not (way.single_only or way.seconds):
+            lines.append(f"| {way.name} | {way.reason or 'not available'} | | | | | |")
             continue
-        took = statistics.median(way.seconds)
+        if way.single_only:
+            lines.append(f"| {way.name} | {way.cosine:.6f} | | | | | {way.single_ms:.2f} |")
+            continue
+        assert way.seconds
+        assert way.overlapped
+        apart, at_once = statistics.median(way.seconds), statistics.median(way.overlapped)
         lines.append(
-            f"| {way.name} | {way.cosine:.6f} | {len(lengths) / took:,.0f} | "
-            f"{sum(lengths) / took:,.0f} | {100 * operations / took / peak:.0f} | {way.single_ms:.2f} |"
+            f"| {way.name} | {way.cosine:.6f} | {len(lengths) / apart:,.0f} | {len(lengths) / at_once:,.0f} | "
+            f"{100 * operations / apart / peak:.0f} | {100 * operations / at_once / peak:.0f} | {way.single_ms:.2f} |"
         )
     return [*lines, ""]
 
@@ -310,7 +385,44 @@ def our_sessions(checkpoint: Checkpoint, folder: Path) -> list[Way]:
             return Way(name, None, str(error))
         return Way(name, lambda s: session.run(TokenBatch.pad(s, artifact.manifest.pad_id)))
 
-    return [way("cuda")] if CUDA else [way("cuda"), way("cpu")]
+    if not CUDA:
+        return [way("cuda"), way("cpu")]
+    return [way("cuda"), replayed(artifact, checkpoint.encoder.config)]
+
+
+def replayed(artifact: Artifact, config: EncoderConfig) -> Way:
+    """One sentence of up to `REPLAYED_TOKENS` tokens by a recorded CUDA graph, on bound inputs and output."""
+    name = f"the same, a CUDA graph of 1 x {REPLAYED_TOKENS}"
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1"})
+    try:
+        session = ort.InferenceSession(str(artifact.model), options, providers=[provider])
+        empty = np.zeros((1, REPLAYED_TOKENS), np.int64)
+        inputs = [ort.OrtValue.ortvalue_from_numpy(empty + 1, "cuda", 0) for _ in range(2)]
+        output = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, config.dim), np.float32), "cuda", 0)
+        bound = session.io_binding()
+        for key, value in zip(artifact.manifest.input_names, inputs, strict=True):
+            bound.bind_ortvalue_input(key, value)
+        bound.bind_ortvalue_output(artifact.manifest.output_name, output)
+        for _ in range(3):
+            session.run_with_iobinding(bound)
+    except Exception as error:  # noqa: BLE001  the runtime's own exceptions derive from this
+        return Way(name, None, f"failed: {type(error).__name__}: {str(error)[:160]}")
+
+    def run(sequences: list[Ids]) -> Vectors:
+        found = []
+        for ids in sequences:
+            batch = TokenBatch.pad([ids], config.pad_id)
+            for value, part in zip(inputs, (batch.ids, batch.mask), strict=True):
+                filled = empty + (config.pad_id if part is batch.ids else 0)
+                filled[:, : part.shape[1]] = part
+                value.update_inplace(filled)
+            session.run_with_iobinding(bound)
+            found.append(output.numpy()[0])
+        return np.array(found)
+
+    return Way(name, run, single_only=True)
 
 
 class PackedGraph(nn.Module):
@@ -327,7 +439,8 @@ class PackedGraph(nn.Module):
         a padded batch, then where padding does; bounds int32 `[n + 1]`. Float32 `[n, dim]`."""
 
         def attention(query: Tensor, key: Tensor, value: Tensor, _: Tensor, heads: int) -> Tensor:
-            return torch.onnx.ops.symbolic(
+            query, key, value = (x.squeeze(0) for x in (query, key, value))
+            mixed = torch.onnx.ops.symbolic(
                 "com.microsoft::PackedMultiHeadAttention",
                 (query, key, value, None, offsets, bounds),
                 attrs={"num_heads": heads},
@@ -335,10 +448,14 @@ class PackedGraph(nn.Module):
                 shape=query.shape,
                 version=1,
             )
+            return mixed.unsqueeze(0)
 
-        x = self.encoder.embeddings(ids, places)
+        # As one row: of products of two dimensions the runtime makes Gemm, whose bias is one more pass over
+        # memory, and no longer finds the biases that it would fuse with gelu and with normalisation.
+        x = self.encoder.embeddings(ids[None], places[None])
         for layer in self.encoder.layers:
             x = layer(x, bounds, attention)
+        x = x.squeeze(0)
         n = bounds.shape[0] - 1
         if self.encoder.config.pooling == "first_token":
             pooled = x.index_select(0, bounds[:-1].long()).float()
@@ -354,6 +471,7 @@ def packed_graph(half: Encoder) -> Way:
     encoder = Encoder(half.config)
     encoder.load_state_dict(half.state_dict())
     encoder = encoder.eval().requires_grad_(False)
+    graph.fold_biases(encoder)
     if CUDA:
         encoder.embeddings.half()
         encoder.layers.half()
@@ -434,11 +552,9 @@ class PackedMultiHeadAttention(OpRun):
 
 def offsets_of(batch: Packed) -> Tensor:
     """int32 `[n, longest]`: cells of a padded batch, those with tokens before those without."""
-    cells = batch.rows * batch.longest + batch.places
-    every = torch.ones(len(batch.lengths) * batch.longest, dtype=torch.bool)
-    every[cells] = False
-    found = torch.cat([cells, every.nonzero()[:, 0]]).to(torch.int32)
-    return found.view(len(batch.lengths), batch.longest)
+    there = np.arange(batch.longest) < batch.lengths.numpy()[:, None]
+    cells = np.concatenate([np.flatnonzero(there), np.flatnonzero(~there)])
+    return torch.from_numpy(cells.astype(np.int32).reshape(there.shape))
 
 
 def sentence_transformers(checkpoint: Checkpoint, folder: Path) -> Way:

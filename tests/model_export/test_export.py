@@ -21,6 +21,7 @@ from mexma.encoder import OnnxEncoder, encode
 from mexma.errors import ArtifactError, EngineError
 from mexma.sample import parallel_pairs
 from mexma.text import TokenBatch
+from model_export import graph
 from model_export.__main__ import main, parser
 from model_export.export import minified
 from tests.tiny import (
@@ -46,6 +47,31 @@ def test_vectors_are_the_originals(artifacts, precision):
             assert expected @ vector > {"fp32": 1 - 1e-6, "fp16": 0.9999}.get(precision, 0.99)
     assert vectors.dtype == np.float32
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_biases_that_attention_cannot_see_are_folded_away():
+    encoder = tiny_encoder()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for layer in encoder.layers:
+            for linear in (layer.query, layer.key, layer.value, layer.attention_out):
+                linear.bias.normal_()
+    ids = torch.randint(4, 900, (3, 9))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    with torch.inference_mode():
+        expected = encoder(ids, mask)
+    graph.fold_biases(encoder)
+    assert [
+        n for n, _ in encoder.named_parameters() if n.endswith(("key.bias", "value.bias"))
+    ] == []
+    with torch.inference_mode():
+        found = encoder(ids, mask)
+    assert torch.allclose(found, expected, atol=1e-5)
+    del encoder.layers[0].query.bias  # which scores do depend on
+    encoder.layers[0].query.register_parameter("bias", None)
+    with torch.inference_mode():
+        assert not torch.allclose(encoder(ids, mask), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
