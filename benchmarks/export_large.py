@@ -52,7 +52,8 @@ def main() -> None:
 def run(folder: Path, sentences_per_language: int) -> list[str]:
     """Save, load, export, prove; what a person wants to read of it."""
     source, out = folder / "large", folder / "artifact"
-    save_checkpoint(source, random_checkpoint(SHAPE))
+    tokenizer_json = (ROOT / "models" / "default" / TOKENIZER).read_bytes()
+    save_checkpoint(source, random_checkpoint(SHAPE, tokenizer_json))
     started = time.perf_counter()
     exported = export(
         load_checkpoint(str(source)), out, sentences_per_language=sentences_per_language
@@ -68,8 +69,8 @@ def run(folder: Path, sentences_per_language: int) -> list[str]:
     ]
 
 
-def random_checkpoint(config: EncoderConfig) -> Checkpoint:
-    """Weights as XLM-R is initialised, the default model's tokenizer."""
+def random_checkpoint(config: EncoderConfig, tokenizer_json: bytes) -> Checkpoint:
+    """Weights as XLM-R is initialised."""
     torch.manual_seed(0)
     encoder = Encoder(config).eval()
     with torch.no_grad():
@@ -78,7 +79,6 @@ def random_checkpoint(config: EncoderConfig) -> Checkpoint:
                 parameter.normal_(std=0.02)
             elif not name.endswith("norm.weight"):
                 parameter.zero_()
-    tokenizer_json = (ROOT / "models" / "default" / TOKENIZER).read_bytes()
     return Checkpoint(encoder, tokenizer_json, max_tokens=512, source={"name": "random"})
 
 

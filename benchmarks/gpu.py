@@ -21,6 +21,7 @@ nothing is kept, and times mean nothing: it is there to show that the script run
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -44,7 +45,7 @@ from onnx.reference.op_run import OpRun
 from torch import Tensor, nn
 
 from benchmarks import gpu_search
-from benchmarks.circumstances import ROOT, circumstances, result_file
+from benchmarks.circumstances import circumstances, result_file
 from benchmarks.export_large import SHAPE as LARGE
 from benchmarks.export_large import random_checkpoint
 from mexma.artifact import TOKENIZER, Artifact, open_artifact
@@ -55,6 +56,7 @@ from mexma.session import Session
 from mexma.text import TextTokenizer, TokenBatch
 from model_export import graph
 from model_export.export import export
+from service.settings import DEFAULT_MODEL
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.encoder import Encoder, EncoderConfig
 from training.packing import Packed, sentence_vectors, token_states
@@ -104,12 +106,14 @@ def main() -> None:
     lines = ["# Engines on a GPU", "", circumstances("torch", "onnxruntime-gpu", "onnxruntime"), ""]
     lines += [hardware(), ""]
     print("\n".join(lines), flush=True)
-    sequences = read_sentences()
+    trained = load_checkpoint(a.checkpoint) if a.checkpoint else None
+    tokenizer_json = trained.tokenizer_json if trained else (DEFAULT_MODEL / TOKENIZER).read_bytes()
+    sequences = read_sentences(tokenizer_json)
     for title, config in (("the default's shape", DEFAULT), ("XLM-R large's shape", LARGE)):
-        if a.checkpoint and config is DEFAULT and CUDA:
-            checkpoint = load_checkpoint(a.checkpoint)
+        if trained and config is DEFAULT and CUDA:
+            checkpoint = trained
         else:
-            checkpoint = random_checkpoint(config if CUDA else small(config))
+            checkpoint = random_checkpoint(config if CUDA else small(config), tokenizer_json)
         with nullcontext(a.keep) if a.keep else tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / ("large" if config is LARGE else "default")
             found = measure(title, checkpoint, sequences, a.batch_tokens, place)
@@ -159,11 +163,9 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def read_sentences() -> list[Ids]:
+def read_sentences(tokenizer_json: bytes) -> list[Ids]:
     """Token ids of real sentences in many languages, the sample's, as often as needed."""
-    tokenizer = TextTokenizer(
-        (ROOT / "models" / "default" / TOKENIZER).read_bytes(), max_tokens=512
-    )
+    tokenizer = TextTokenizer(tokenizer_json, max_tokens=512)
     texts = [s.text for s in tatoeba_sample()]
     # Some joined, so that lengths spread as in use.
     joined = [" ".join(texts[i : i + 1 + (i % 7) // 2 * (i % 5)]) for i in range(len(texts))]
@@ -557,6 +559,23 @@ def offsets_of(batch: Packed) -> Tensor:
     return torch.from_numpy(cells.astype(np.int32).reshape(there.shape))
 
 
+def write_modules(checkpoint: Checkpoint, how: str, folder: Path) -> None:
+    """Say in the library's own files how a saved checkpoint pools, for servers that load it by its path."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    described = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(described))
+    (folder / "1_Pooling").mkdir()
+    pooling = {
+        "word_embedding_dimension": checkpoint.encoder.config.hidden,
+        "pooling_mode_cls_token": how == "cls",
+        "pooling_mode_mean_tokens": how == "mean",
+    }
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
 def sentence_transformers(checkpoint: Checkpoint, folder: Path) -> Way:
     """The usual library with the same weights, in fp16, given the same token ids."""
     name = "sentence-transformers, fp16"
@@ -566,10 +585,10 @@ def sentence_transformers(checkpoint: Checkpoint, folder: Path) -> Way:
     except ImportError:
         return Way(name, None, "not installed")
     saved = folder / "checkpoint"
-    save_checkpoint(saved, checkpoint)
+    how = "cls" if checkpoint.encoder.config.pooling == "first_token" else "mean"
+    save_checkpoint(saved, checkpoint, more=partial(write_modules, checkpoint, how))
     try:
         body = Transformer(str(saved))
-        how = "cls" if checkpoint.encoder.config.pooling == "first_token" else "mean"
         pooling = Pooling(checkpoint.encoder.config.hidden, how)
         model = SentenceTransformer(modules=[body, pooling], device=DEVICE.type)
     except Exception as error:  # noqa: BLE001

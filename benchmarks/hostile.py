@@ -25,8 +25,8 @@ import httpx
 
 from benchmarks.circumstances import circumstances, result_file
 from benchmarks.hostile_clients import Attack, attacks
-from benchmarks.served import Subject, ours, peers
 from benchmarks.soak import resident_mb
+from benchmarks.subjects import Subject, infinity, ours, plain
 from service.settings import DEFAULT_MODEL
 
 SETTLE_S = 3.0
@@ -156,17 +156,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         numbers = iter(range(10**6))
 
-        def one(which: int) -> Subject:
-            """One of the peers, without the other."""
-            made = peers(arguments.peers, arguments.checkpoint, threads)
-            stop(made[1 - which])
-            return made[which]
-
         makers: dict[str, Callable[[], Subject]] = {
             "mexma": lambda: ours("mexma", Path(folder) / str(next(numbers)), DEFAULT_MODEL)
         }
         if arguments.peers:
-            makers |= {"infinity": lambda: one(0), "plain FastAPI": lambda: one(1)}
+            peer = arguments.peers, arguments.checkpoint, threads
+            makers |= {"infinity": lambda: infinity(*peer), "plain FastAPI": lambda: plain(*peer)}
         wanted = [name for name in arguments.servers.split(",") if name] or list(makers)
         for name, make in makers.items():
             if name not in wanted:

@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.circumstances import circumstances, result_file
-from benchmarks.served import finished, generate, ours
+from benchmarks.generators import finished, generate
+from benchmarks.subjects import ours
 from service.settings import DEFAULT_MODEL
 
 SMALL = "--header", "authorization=Bearer small"

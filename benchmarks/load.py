@@ -1,4 +1,4 @@
-"""A load generator in a process of its own: `python -m benchmarks.load URL --clients 64 --texts 1`.
+"""A load generator in processes of its own: `python -m benchmarks.load URL --clients 64 --texts 1`.
 
 Requests are bytes made beforehand and answers are not parsed beyond their length, so that it takes some
 30 us of processor time a request and is not what limits a server. Closed loop: each client sends when its last
@@ -15,12 +15,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import random
 import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -142,6 +145,9 @@ async def opened(connections: list[Connection], made: list[bytes], seconds: floa
     return times, statuses
 
 
+# All processes of a load are ready to begin in this time.
+READY_S = 60
+
 # A number of so many digits makes each text another one, and every request as long as it was made.
 DIGITS = 10
 MARK = "0" * DIGITS
@@ -257,7 +263,35 @@ async def held(
     return answers
 
 
-async def run(arguments: argparse.Namespace) -> dict[str, object]:
+@dataclass
+class Sent:
+    """What one process sent: times in seconds, statuses, how long that took, and its processor time."""
+
+    times: list[float]
+    statuses: list[int]
+    seconds: float
+    cpu_s: float
+
+
+async def run(arguments: argparse.Namespace, begin: Callable[[], object]) -> Sent:
+    """begin: called when all is ready; returns when all processes are."""
+    host, port, made = prepared(arguments)
+    loop = asyncio.get_running_loop()
+    connections = [
+        (await loop.create_connection(Connection, host, port))[1] for _ in range(arguments.clients)
+    ]
+    begin()
+    cpu = time.process_time()
+    started = time.perf_counter()
+    if arguments.rate:
+        times, statuses = await opened(connections, made, arguments.seconds, arguments.rate)
+    else:
+        times, statuses = await closed(connections, made, arguments.seconds)
+    return Sent(times, statuses, time.perf_counter() - started, time.process_time() - cpu)
+
+
+def prepared(arguments: argparse.Namespace) -> tuple[str, int, list[bytes]]:
+    """Host, port, and the requests."""
     url = urlsplit(arguments.url)
     host, port = url.hostname or "127.0.0.1", url.port or 80
     count = max(arguments.texts * 64, 2048)
@@ -274,19 +308,13 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
         )
     ]  # fmt: skip
     random.Random(arguments.seed).shuffle(made)
-    loop = asyncio.get_running_loop()
-    if arguments.record:
-        return await recorded(arguments, host, port, made)
-    connections = [
-        (await loop.create_connection(Connection, host, port))[1] for _ in range(arguments.clients)
-    ]
-    cpu = time.process_time()
-    started = time.perf_counter()
-    if arguments.rate:
-        times, statuses = await opened(connections, made, arguments.seconds, arguments.rate)
-    else:
-        times, statuses = await closed(connections, made, arguments.seconds)
-    seconds = time.perf_counter() - started
+    return host, port, made
+
+
+def summary(arguments: argparse.Namespace, parts: list[Sent]) -> dict[str, object]:
+    times = [t for part in parts for t in part.times]
+    statuses = [s for part in parts for s in part.statuses]
+    seconds = max(part.seconds for part in parts)
     good = statuses.count(200)
     p50, p90, p99 = np.percentile(times, [50, 90, 99]) * 1000
     return {
@@ -297,13 +325,42 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
         "p99_ms": p99,
         "requests": len(times),
         "failed": len(statuses) - good,
-        "generator_cpu_us_per_request": (time.process_time() - cpu) / max(1, len(times)) * 1e6,
+        "generator_cpu_us_per_request": sum(p.cpu_s for p in parts) / max(1, len(times)) * 1e6,
+        "busiest_generator": max(p.cpu_s / p.seconds for p in parts),
     }
 
 
-async def recorded(
-    arguments: argparse.Namespace, host: str, port: int, made: list[bytes]
-) -> dict[str, object]:
+# Of the processes that send one load at once: each begins when all are ready.
+_ready: Callable[[], object] = lambda: None  # noqa: E731
+
+
+def _wait_for(all_ready: Callable[[], object]) -> None:
+    global _ready  # noqa: PLW0603  of a process that does nothing else
+    _ready = all_ready
+
+
+def _part(arguments: argparse.Namespace, part: int, parts: int) -> Sent:
+    """The load of one of several processes: its share of the clients, with texts of its own."""
+    own = {
+        "clients": arguments.clients // parts + (part < arguments.clients % parts),
+        "seed": arguments.seed + 10**6 * part,
+        "rate": arguments.rate / parts,
+    }
+    return uvloop.run(run(argparse.Namespace(**vars(arguments) | own), _ready))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, object]:
+    """A closed or open load, from as many processes as are asked for and have a client to be."""
+    parts = min(arguments.processes, arguments.clients)
+    forked = multiprocessing.get_context("fork")
+    ready = partial(forked.Barrier(parts).wait, READY_S)
+    with forked.Pool(parts, _wait_for, (ready,)) as pool:
+        each = [pool.apply_async(_part, (arguments, part, parts)) for part in range(parts)]
+        return summary(arguments, [one.get() for one in each])
+
+
+async def recorded(arguments: argparse.Namespace) -> dict[str, object]:
+    host, port, made = prepared(arguments)
     cpu = time.process_time()
     answers = await held(host, port, made, arguments.seconds, arguments.rate, arguments.returning)
     with arguments.record.open("wb") as file:
@@ -315,7 +372,10 @@ async def recorded(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url", help="of the route, e.g. http://127.0.0.1:8080/v1/embeddings")
+    parser.add_argument(
+        "url", help="of the route, e.g. http://127.0.0.1:8080/v1/embeddings; -: lines of arguments come "
+        "on standard input, each a list in JSON"
+    )  # fmt: skip
     parser.add_argument("--clients", type=int, default=1, help="connections")
     parser.add_argument("--texts", type=int, default=1, help="in a request")
     parser.add_argument("--seconds", type=float, default=3)
@@ -325,12 +385,21 @@ def main() -> None:
     parser.add_argument(
         "--callers", type=int, default=1, help="clients to the server, by credentials"
     )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that the clients are divided among"
+    )
     parser.add_argument("--record", type=Path, help="with --rate: hold the load, write all answers")
     parser.add_argument("--returning", type=float, default=0.0, help="share that comes back")
     arguments = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 65_536)), hard))
-    print(json.dumps(uvloop.run(run(arguments))))
+    if arguments.url != "-":
+        print(
+            json.dumps(uvloop.run(recorded(arguments)) if arguments.record else measure(arguments))
+        )
+        return
+    for line in sys.stdin:
+        print(json.dumps(measure(parser.parse_args(json.loads(line)))), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.circumstances import circumstances, result_file
-from benchmarks.served import COLOURS, Subject, finished, generate, ours, peers
+from benchmarks.generators import finished, generate
+from benchmarks.served import COLOURS
+from benchmarks.subjects import Subject, ours, peers
 from service.settings import DEFAULT_MODEL
 
 RATES = (5, 10, 20, 50, 100, 200, 400, 800, 1_200, 1_600, 2_000, 3_000)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.circumstances import circumstances, result_file
-from benchmarks.served import finished, generate
+from benchmarks.generators import finished, generate
 from benchmarks.soak import resident_mb
 from service.settings import DEFAULT_MODEL
 from tests.conftest import Server, start_server, wait_until_ready

@@ -1,135 +1,56 @@
 """How much of the engine reaches the clients, beside other servers: `make bench`.
 
 The same texts through the engine alone, in this process, and over HTTP: 1 to 256 clients, 1 to 256 texts a request,
-the load generator in a process of its own (`load.py`). With `--peers PYTHON --checkpoint DIR`, an interpreter that
-has infinity-emb and sentence-transformers and the checkpoint that the artifact was exported from, infinity and a
-plain FastAPI app serve the same weights with the same number of threads. Vectors are checked to be equal first;
-rounds are interleaved; the tables give medians, ratios within each round.
+the load generators in processes of their own (`load.py`). With `--peers PYTHON --checkpoint DIR`, an interpreter that
+has sentence-transformers and FastAPI, perhaps infinity-emb, and the checkpoint that the artifact was exported from, a
+plain FastAPI app and infinity serve the same weights with the same number of threads. Vectors are checked to be equal
+first; rounds are interleaved; the tables give medians, ratios within each round.
+
+    python -m benchmarks.served --device cuda --model KEEP/default/artifact --workers 8 \\
+        --peers $(which python3) --checkpoint KEEP/default/checkpoint --rounds 2 --seconds 1.5
+
+serves what `python -m benchmarks.gpu --keep KEEP` wrote, on a GPU, with loads that keep one busy. What is not
+installed, does not start, computes something else or fails is named in the report, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
 import numpy as np
 
-from benchmarks.circumstances import ROOT, circumstances, result_file
+from benchmarks.circumstances import RESULTS, circumstances, result_file
+from benchmarks.generators import Generator
 from benchmarks.load import sentences
+from benchmarks.subjects import INFINITY, Subject, has_infinity, infinity, ours, plain
 from mexma.encoder import OnnxEncoder, encode
 from mexma.text import Tokens
 from service.engine.embedder import Embedded
 from service.engine.tuning import FACTORS
 from service.settings import DEFAULT_MODEL, Settings
 from service.vectors import json_response, npy_response, openai_body
-from tests.conftest import free_port, start_server, wait_until_ready
 
+Load = tuple[int, int]
 # (clients, texts a request)
-LOADS = [(1, 1), (8, 1), (64, 1), (256, 1), (1, 32), (8, 32), (4, 64), (1, 256)]
+LOADS: dict[str, list[Load]] = {
+    "cpu": [(1, 1), (8, 1), (64, 1), (256, 1), (1, 32), (8, 32), (4, 64), (1, 256)],
+    "cuda": [(1, 1), (64, 1), (256, 1), (4, 64), (16, 64), (1, 256), (16, 256)],
+}
+# For the engine alone: many batches of a device.
+TEXTS = {"cpu": 512, "cuda": 8192}
+LEAST_COSINE = 0.998
 COLOURS = ["#0b6e4f", "#6bbf59", "#c8553d", "#8d99ae"]
-
-
-@dataclass
-class Subject:
-    """A running server. rounds: per load, what the generator said each time."""
-
-    name: str
-    url: str
-    process: subprocess.Popen[bytes]
-    rounds: dict[tuple[int, int], list[dict[str, float]]] = field(default_factory=dict)
-
-    def median(self, load: tuple[int, int], what: str) -> float:
-        return statistics.median(r[what] for r in self.rounds[load])
-
-    def cpu_s(self) -> float:
-        """Processor time so far, of all its threads and of the processes it started."""
-        pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ticks = 0
-        for one in (str(pid), *children):
-            after_name = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(after_name[11]) + int(after_name[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def generate(url: str, *arguments: object) -> subprocess.Popen[bytes]:
-    """Start the load generator."""
-    command = [sys.executable, "-m", "benchmarks.load", url, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
-
-
-def finished(generator: subprocess.Popen[bytes]) -> dict[str, float]:
-    output, _ = generator.communicate()
-    if generator.returncode:
-        raise RuntimeError("the load generator failed")
-    found: dict[str, float] = json.loads(output)
-    return found
-
-
-def ours(name: str, folder: Path, model: Path, **settings: object) -> Subject:
-    folder.mkdir()
-    server = start_server(
-        folder,
-        demo="false",
-        model=model,
-        language_sample_every=0,
-        **{"bulk_batch_tokens": 0} | settings,
-    )
-    wait_until_ready(server)
-    return Subject(name, f"{server.url}/v1/embeddings", server.process)
-
-
-def peer(name: str, command: list[str], path: str, port: int, threads: int) -> Subject:
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1",
-        "INFINITY_ANONYMOUS_USAGE_STATS": "0",
-    }  # fmt: skip
-    environment.pop("PYTHONPATH", None)
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    url = f"http://127.0.0.1:{port}"
-    while True:
-        if process.poll() is not None:
-            raise RuntimeError(f"{name} did not start: {' '.join(command)}")
-        try:
-            if httpx.get(f"{url}/health").status_code == 200:
-                return Subject(name, url + path, process)
-        except httpx.TransportError:
-            time.sleep(0.2)
-
-
-def peers(python: Path, checkpoint: Path, threads: int) -> list[Subject]:
-    a, b = free_port(), free_port()
-    infinity = [
-        str(python.parent / "infinity_emb"), "v2", "--model-id", str(checkpoint), "--engine", "torch",
-        "--device", "cpu", "--port", str(a), "--no-bettertransformer", "--url-prefix", "/v1",
-        "--log-level", "error", "--dtype", "float32", "--no-model-warmup",
-    ]  # fmt: skip
-    plain = [
-        str(python),
-        str(ROOT / "benchmarks/plain_app.py"),
-        str(checkpoint),
-        str(b),
-        str(threads),
-    ]
-    found = peer("infinity (torch)", infinity, "/embeddings", a, threads)
-    found.url = f"http://127.0.0.1:{a}/v1/embeddings"
-    return [
-        found,
-        peer("FastAPI + sentence-transformers", plain, "/v1/embeddings", b, threads),
-    ]
 
 
 def vectors(url: str, texts: list[str]) -> np.ndarray:
@@ -162,7 +83,7 @@ def serialisation_ms(count: int, dim: int) -> list[tuple[str, float]]:
     return found
 
 
-def picture(subjects: list[Subject], engine: float, file: Path) -> None:
+def picture(subjects: list[Subject], loads: list[Load], engine: float, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -171,11 +92,11 @@ def picture(subjects: list[Subject], engine: float, file: Path) -> None:
     figure, axes = plt.subplots(2, 1, figsize=(10, 7.5), sharex=True, layout="constrained")
     width = 0.8 / len(subjects)
     for i, subject in enumerate(subjects):
-        at = np.arange(len(LOADS)) + (i - (len(subjects) - 1) / 2) * width
-        rates = [subject.median(load, "texts_per_s") for load in LOADS]
+        at = np.arange(len(loads)) + (i - (len(subjects) - 1) / 2) * width
+        rates = [subject.median(load, "texts_per_s") for load in loads]
         axes[0].bar(at, rates, width, label=subject.name, color=COLOURS[i])
-        p50 = np.array([subject.median(load, "p50_ms") for load in LOADS])
-        p99 = np.array([subject.median(load, "p99_ms") for load in LOADS])
+        p50 = np.array([subject.median(load, "p50_ms") for load in loads])
+        p99 = np.array([subject.median(load, "p99_ms") for load in loads])
         axes[1].bar(at, p50, width, color=COLOURS[i])
         axes[1].errorbar(at, p50, [p50 * 0, p99 - p50], fmt="none", ecolor="black", capsize=2)
     axes[0].axhline(engine, color="black", linewidth=1, linestyle="--", label="engine alone")
@@ -184,139 +105,279 @@ def picture(subjects: list[Subject], engine: float, file: Path) -> None:
     axes[0].legend(frameon=False, ncols=4, fontsize="small", loc="upper left")
     axes[1].set_yscale("log")
     axes[1].set_ylabel("ms per request: p50, to p99")
-    names = [f"{c} client{'s' * (c > 1)}\n{t} text{'s' * (t > 1)}" for c, t in LOADS]
-    axes[1].set_xticks(range(len(LOADS)), names)
+    names = [f"{c} client{'s' * (c > 1)}\n{t} text{'s' * (t > 1)}" for c, t in loads]
+    axes[1].set_xticks(range(len(loads)), names)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=110)
 
 
+class EngineAlone:
+    """The engine in this process. Figures of each round: texts/s with tokenisation, the same without it, and
+    ms for one text without it."""
+
+    def __init__(self, model: Path, device: str):
+        self.encoder = OnnxEncoder(model, device=device)  # type: ignore[arg-type]
+        self.texts = sentences(TEXTS[device])
+        self._settings = Settings(device=device)  # type: ignore[arg-type]
+        self._sequences = [t.ids for t in self.encoder.tokenizer.encode(self.texts)]
+        self.rates: list[float] = []
+        self.ids_rates: list[float] = []
+        self.single_ms: list[float] = []
+
+    def measure(self) -> None:
+        """One round."""
+        self._rate(1)
+        self.rates.append(max(self._rate(factor) for factor in (*FACTORS, *FACTORS)))
+        tokenizing = []
+        for _ in range(3):
+            started = time.perf_counter()
+            self.encoder.tokenizer.encode(self.texts)
+            tokenizing.append(time.perf_counter() - started)
+        whole = len(self.texts) / self.rates[-1]
+        self.ids_rates.append(len(self.texts) / max(whole - min(tokenizing), whole / 100))
+        times = []
+        for ids in self._sequences[:128]:
+            started = time.perf_counter()
+            self.encoder.run([ids])
+            times.append(time.perf_counter() - started)
+        self.single_ms.append(statistics.median(times) * 1000)
+
+    def _rate(self, factor: int) -> float:
+        """Texts a second in batches of so many times the usual size."""
+        started = time.perf_counter()
+        encode(
+            self.encoder,
+            self.texts,
+            max_batch_tokens=self._settings.max_batch_tokens * factor,
+            max_batch_items=self._settings.max_batch_items * factor,
+        )
+        return len(self.texts) / (time.perf_counter() - started)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="artifact")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--peers", type=Path, help="interpreter with infinity-emb")
+    parser.add_argument("--peers", type=Path, help="interpreter with what the peers need")
     parser.add_argument("--checkpoint", type=Path, help="what the artifact was exported from")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3, help="of each load")
     parser.add_argument(
         "--workers", type=int, default=0, help="also ours with so many HTTP workers"
     )
+    parser.add_argument(
+        "--loads", help="CLIENTSxTEXTS, separated by commas, instead of the device's own"
+    )
+    parser.add_argument(
+        "--generators", type=int, default=max(1, len(os.sched_getaffinity(0)) // 4),
+        help="processes that the clients of a load are divided among",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
     arguments = parser.parse_args()
-    threads = len(os.sched_getaffinity(0))
-    encoder = OnnxEncoder(arguments.model, device=arguments.device)
-    settings = Settings(device=arguments.device)
-    texts = sentences(512)
-    sequences = [t.ids for t in encoder.tokenizer.encode(texts)]
-
-    def engine_rate(factor: int) -> float:
-        started = time.perf_counter()
-        encode(
-            encoder,
-            texts,
-            max_batch_tokens=settings.max_batch_tokens * factor,
-            max_batch_items=settings.max_batch_items * factor,
-        )
-        return len(texts) / (time.perf_counter() - started)
-
-    def engine_alone_ms() -> float:
-        times = []
-        for ids in sequences[:128]:
-            started = time.perf_counter()
-            encoder.run([ids])
-            times.append(time.perf_counter() - started)
-        return statistics.median(times) * 1000
-
+    loads = LOADS[arguments.device]
+    if arguments.loads:
+        pairs = (load.split("x") for load in arguments.loads.split(","))
+        loads = [(int(clients), int(texts)) for clients, texts in pairs]
+    notes: list[str] = []  # of what is not there or not measured
     subjects: list[Subject] = []
+    generator = Generator()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            where = {"device": arguments.device}
-            subjects.append(ours("mexma", Path(folder) / "one", arguments.model, **where))
-            if arguments.workers:
-                subjects.append(
-                    ours(
-                        f"mexma, {arguments.workers} HTTP workers",
-                        Path(folder) / "several",
-                        arguments.model,
-                        http_workers=arguments.workers,
-                        **where,
-                    )
-                )
-            if arguments.peers:
-                subjects += peers(arguments.peers, arguments.checkpoint, threads)
-            expected = encode(encoder, texts[:64])
-            equal = []
-            for subject in subjects:
-                worst = float((vectors(subject.url, texts[:64]) * expected).sum(1).min())
-                equal.append(f"{subject.name} {worst:.5f}")
-                assert worst > 0.998, f"{subject.name} computes something else: cosine {worst}"
-            engine: list[float] = []
-            alone_ms: list[float] = []
-            for _ in range(arguments.rounds):
-                engine_rate(1)
-                engine.append(max(engine_rate(factor) for factor in (*FACTORS, *FACTORS)))
-                alone_ms.append(engine_alone_ms())
-                for load in LOADS:
+            started = time.perf_counter()
+            engine = EngineAlone(arguments.model, arguments.device)
+            expected = encode(engine.encoder, engine.texts[:64])
+            say(f"engine alone: {engine.encoder.engine}", started)
+            start(arguments, Path(folder), subjects, notes)
+            say(f"started: {', '.join(s.name for s in subjects)}", started)
+            equal = check(subjects, engine.texts[:64], expected, notes)
+            for subject in subjects:  # what is loaded or allocated at the first use
+                for load in (max(loads, key=lambda load: load[0] * load[1]), loads[0]):
+                    measure(generator, subject, load, arguments.generators, 0.5)
+            for turn in range(arguments.rounds):
+                engine.measure()
+                say(f"round {turn + 1}: engine alone {engine.rates[-1]:,.0f} texts/s", started)
+                for load in loads:
+                    said = []
                     for subject in subjects:
-                        told = ("--clients", load[0], "--texts", load[1])
-                        before = subject.cpu_s()
-                        found = finished(
-                            generate(subject.url, *told, "--seconds", arguments.seconds)
+                        found = measure(
+                            generator, subject, load, arguments.generators, arguments.seconds
                         )
-                        found["cpu_ms"] = 1000 * (subject.cpu_s() - before) / found["requests"]
-                        assert not found["failed"], f"{subject.name}: {found}"
                         subject.rounds.setdefault(load, []).append(found)
+                        failed = f" ({found['failed']} failed)" if found["failed"] else ""
+                        said.append(
+                            f"{subject.name} {found['texts_per_s']:,.0f}/s {found['p50_ms']:.1f} ms{failed}"
+                        )
+                    say(f"  {load[0]} x {load[1]}: {'; '.join(said)}", started)
         finally:
+            generator.close()
             for subject in subjects:
                 subject.process.terminate()
             for subject in subjects:
                 subject.process.wait(60)
-    report(arguments, subjects, engine, alone_ms, equal, threads)
+    report(arguments, loads, subjects, engine, equal, notes)
 
 
-def report(arguments, subjects, engine, alone_ms, equal, threads) -> None:
+def say(what: str, started: float) -> None:
+    print(f"{time.perf_counter() - started:6.1f} s  {what}", flush=True)
+
+
+def start(
+    arguments: argparse.Namespace, folder: Path, subjects: list[Subject], notes: list[str]
+) -> None:
+    """All servers, into `subjects` in the order of the report. A peer that fails is a note.
+
+    One after the other, since ours measure the machine at their first start; on a GPU, which no peer uses
+    much until it is asked, ours beside the peers.
+    """
+    threads, device = len(os.sched_getaffinity(0)), arguments.device
+    one = partial(ours, folder=folder / "one", model=arguments.model, device=device)
+    first: list[Callable[[], Subject]] = [partial(one, "mexma")]
+    if workers := arguments.workers:
+        several = partial(one, folder=folder / "several", http_workers=workers)
+        first.append(partial(several, f"mexma, {workers} HTTP workers"))
+    others: list[Callable[[], Subject]] = []
+    if arguments.peers:
+        peer = arguments.peers, arguments.checkpoint, threads, device
+        if has_infinity(arguments.peers):
+            others.append(partial(infinity, *peer))
+        else:
+            notes.append(f"{INFINITY} is not installed beside {arguments.peers.name}")
+        others.append(partial(plain, *peer))
+
+    def each(makers: list[Callable[[], Subject]]) -> list[Subject | Exception]:
+        made: list[Subject | Exception] = []
+        for make in makers:
+            try:
+                made.append(make())
+            except Exception as error:  # noqa: BLE001  looked at below, with what else was started
+                made.append(error)
+        return made
+
+    with ThreadPoolExecutor(1 if device == "cpu" else 2) as pool:
+        found, peers_found = pool.map(each, (first, others))
+    subjects += [s for s in (*found, *peers_found) if isinstance(s, Subject)]
+    notes += [str(error) for error in peers_found if isinstance(error, Exception)]
+    for error in found:
+        if isinstance(error, Exception):
+            raise error
+
+
+def check(
+    subjects: list[Subject], texts: list[str], expected: np.ndarray, notes: list[str]
+) -> list[str]:
+    """Each one's smallest cosine to `expected`; peers that compute something else are ended."""
+    equal = []
+    for subject in list(subjects):
+        try:
+            worst = float((vectors(subject.url, texts) * expected).sum(1).min())
+        except (httpx.HTTPError, ValueError) as error:  # or another shape
+            worst = float("nan")
+            notes.append(f"{subject.name} fails: {error}")
+        equal.append(f"{subject.name} {worst:.5f}")
+        if worst > LEAST_COSINE:
+            continue
+        assert not subject.name.startswith("mexma"), f"{equal[-1]} {notes}"
+        notes.append(f"{subject.name} computes something else and was not measured")
+        subjects.remove(subject)
+        subject.process.terminate()
+        subject.process.wait(60)
+    return equal
+
+
+def measure(
+    generator: Generator, subject: Subject, load: Load, processes: int, seconds: float
+) -> dict[str, float]:
+    """One load on one server. cpu_ms: the server's processor time, by request."""
+    before = subject.cpu_s()
+    found = generator.load(
+        subject.url, "--clients", load[0], "--texts", load[1], "--processes", processes,
+        "--seconds", seconds,
+    )  # fmt: skip
+    found["cpu_ms"] = 1000 * (subject.cpu_s() - before) / found["requests"]
+    return found
+
+
+def gpu_name() -> str:
+    """The first one's."""
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "gpu"
+    return said.splitlines()[0].strip()
+
+
+def report(
+    arguments: argparse.Namespace,
+    loads: list[Load],
+    subjects: list[Subject],
+    engine: EngineAlone,
+    equal: list[str],
+    notes: list[str],
+) -> None:
     rows = []
-    for clients, texts in LOADS:
+    for load in loads:
         for subject in subjects:
-            rounds = subject.rounds[clients, texts]
-            of_engine = [r["texts_per_s"] / e for r, e in zip(rounds, engine, strict=True)]
-            first = subjects[0].rounds[clients, texts]
+            rounds = subject.rounds[load]
+            of_engine = [r["texts_per_s"] / e for r, e in zip(rounds, engine.rates, strict=True)]
             times = [
-                a["texts_per_s"] / b["texts_per_s"] for a, b in zip(first, rounds, strict=True)
+                a["texts_per_s"] / b["texts_per_s"] if b["texts_per_s"] else float("inf")
+                for a, b in zip(subjects[0].rounds[load], rounds, strict=True)
             ]
+            failed = int(sum(r["failed"] for r in rounds))
             rows.append(
-                f"| {clients} | {texts} | {subject.name} | "
-                f"{subject.median((clients, texts), 'texts_per_s'):.0f} | "
+                f"| {load[0]} | {load[1]} | {subject.name}{f' ({failed} failed)' * bool(failed)} | "
+                f"{subject.median(load, 'texts_per_s'):.0f} | "
                 f"{statistics.median(of_engine):.2f} | {statistics.median(times):.2f} | "
-                f"{subject.median((clients, texts), 'p50_ms'):.1f} | "
-                f"{subject.median((clients, texts), 'p99_ms'):.1f} |"
+                f"{subject.median(load, 'p50_ms'):.1f} | {subject.median(load, 'p99_ms'):.1f} | "
+                f"{subject.median(load, 'cpu_ms'):.2f} | {subject.median(load, 'busiest_generator'):.2f} |"
             )
-    cpu = statistics.median(r["generator_cpu_us_per_request"] for r in subjects[0].rounds[64, 1])
-    whole_ms = subjects[0].median((4, 64), "cpu_ms")
-    shares = [
-        f"{name} {ms:.2f} ms ({ms / whole_ms:.1%})" for name, ms in serialisation_ms(64, 1024)
-    ]
-    file = result_file("served")
-    picture(subjects, statistics.median(engine), file.with_suffix(".png"))
+    first = subjects[0]
+    singles = next((load for load in ((64, 1), *loads) if load in first.rounds), loads[0])
+    cpu = first.median(singles, "generator_cpu_us_per_request")
+    serialised = ""
+    if (4, 64) in loads:
+        whole_ms = first.median((4, 64), "cpu_ms")
+        shares = [
+            f"{name} {ms:.2f} ms ({ms / whole_ms:.1%})" for name, ms in serialisation_ms(64, 1024)
+        ]
+        serialised = f"""
+Serialisation of 64 vectors of 1,024 components: {", ".join(shares)}; the shares are of the {whole_ms:.1f} ms of processor
+time, all threads together, that the server took for a request of 64 texts.
+"""
+    on_gpu = gpu_name() if arguments.device == "cuda" else ""
+    name = "served" if arguments.model == DEFAULT_MODEL else f"served_{engine.encoder.manifest.dim}"
+    file = arguments.out / result_file(name, on_gpu).name
+    rate, ids_rate = statistics.median(engine.rates), statistics.median(engine.ids_rates)
+    try:
+        picture(subjects, loads, rate, file.with_suffix(".png"))
+        drawn = f"![texts per second and latency]({file.with_suffix('.png').name})"
+    except ImportError:
+        drawn = "Not drawn: matplotlib is not installed."
+    by_ids = f" ({ids_rate:.0f} without its time)" if on_gpu else ""
+    runtime = "onnxruntime-gpu" if on_gpu else "onnxruntime"
     file.write_text(
         f"""# Served, beside the engine alone and other servers
 
-`python -m benchmarks.served{" --peers PYTHON --checkpoint DIR" if arguments.peers else ""}`. {circumstances("onnxruntime", "fastapi", "uvicorn", "uvloop")}
-{arguments.rounds} interleaved rounds of {arguments.seconds:g} s a load, {threads} threads for each server, medians. Servers and load
-generator share the machine's cores; the generator took {cpu:.0f} us of processor time a request (64 clients, one text).
+`python -m benchmarks.served{f" --device {arguments.device}" * bool(on_gpu)}{" --peers PYTHON --checkpoint DIR" if arguments.peers else ""}`. {circumstances(runtime, "fastapi", "uvicorn", "uvloop")}
+{f"{on_gpu}. " * bool(on_gpu)}{arguments.rounds} interleaved rounds of {arguments.seconds:g} s a load, {len(os.sched_getaffinity(0))} threads for each server, medians. Servers and load
+generators share the machine's cores; they took {cpu:.0f} us of processor time a request ({singles[0]} clients, {singles[1]} texts).
 Smallest cosine to the engine's vectors, 64 texts: {"; ".join(equal)}.
-
-Engine alone, tokenisation included: **{statistics.median(engine):.0f} texts/s** in batches; **{statistics.median(alone_ms):.2f} ms** (median) for one text, without
+{"".join(f"{chr(10)}{note}.{chr(10)}" for note in notes)}
+Engine alone, tokenisation included: **{rate:.0f} texts/s** in batches{by_ids}; **{statistics.median(engine.single_ms):.2f} ms** (median) for one text, without
 tokenisation.
+{serialised}
+Up to {arguments.generators} generators at once; `generator` is the share of a core that the busiest of them took: near 1 it was the limit.
+`cpu ms` is the server's processor time for a request.
 
-Serialisation of 64 vectors of 1,024 components: {", ".join(shares)}; the shares are of the {whole_ms:.1f} ms of processor
-time, all threads together, that the server took for a request of 64 texts.
-
-| clients | texts a request | server | texts/s | of the engine | mexma is x times | p50 ms | p99 ms |
-|---|---|---|---|---|---|---|---|
+| clients | texts a request | server | texts/s | of the engine | mexma is x times | p50 ms | p99 ms | cpu ms | generator |
+|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-![texts per second and latency]({file.with_suffix(".png").name})
+{drawn}
 """
     )
     print(file.read_text())
