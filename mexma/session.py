@@ -101,8 +101,10 @@ class Session:
 
     @property
     def streams(self) -> int:
-        """Calls at once that use the cores best. Our own engine gives half of its threads to each of
-        two; ONNX Runtime's would compete."""
+        """Calls at once that use the device best. Our own engine gives half of its threads to each of
+        two; ONNX Runtime's would compete. A GPU computes one while the other's texts are copied there."""
+        if self.device == "cuda":
+            return 2
         return 2 if self._native is not None and self.threads > 1 else 1
 
     def run(self, batch: TokenBatch) -> NDArray[np.float32]:

@@ -45,9 +45,10 @@ log = logging.getLogger(__name__)
 PATIENCE = 1.3
 
 
-# Beside a batch that runs, another is begun for so many interactive tokens: each reads all weights. For
-# bulk work it is not, whose batches are large already: two cores that are at one place in the weights take
-# less time than two at two places (`LOG.md`, 2026-11-26).
+# Beside a batch that runs, another is begun for so many interactive tokens: each reads all weights. On a CPU
+# it is not for bulk work, whose batches are large already: two cores that are at one place in the weights
+# take less time than two at two places (`LOG.md`, 2026-11-26). On a GPU it is for bulk work, too: it would
+# stand still while the next batch is formed, padded and copied.
 WORTH_TOKENS = 256
 
 
@@ -100,14 +101,17 @@ class Batcher:
         max_wait_s: float = math.inf,
         pads: bool = True,
         streams: int = 1,
+        bulk_beside: bool = False,
         observer: BatchObserver | None = None,
         cache: VectorCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         """run: sequences (each int64 `[length]`) to vectors float32 `[n, dim]`, blocking; on `streams`
-        threads at once. pads: whether it computes each of a batch as long as the longest. max_wait_s:
-        that an interactive job may be about to wait."""
+        threads at once. pads: whether it computes each of a batch as long as the longest. bulk_beside:
+        whether bulk work is begun beside another batch, too. max_wait_s: that an interactive job may be
+        about to wait."""
         self._pads = pads
+        self._bulk_beside = bulk_beside
         self._observer = observer
         self._cache = cache
         self._clock = clock
@@ -336,9 +340,14 @@ class Batcher:
         """Whether to run what waits, while others run or not."""
         if not beside:
             return self._lanes.items > 0
-        return self._interactive_tokens >= WORTH_TOKENS and not self._lanes.gives_way(
+        return self._tokens_for_beside >= WORTH_TOKENS and not self._lanes.gives_way(
             now, self._quantum()
         )
+
+    @property
+    def _tokens_for_beside(self) -> int:
+        """What waits and may be begun beside a batch that runs."""
+        return self._lanes.tokens if self._bulk_beside else self._interactive_tokens
 
     @property
     def _interactive_tokens(self) -> int:
@@ -350,7 +359,7 @@ class Batcher:
         if running in (0, self._streams.count):
             return not running
         # Else whoever took a batch has looked.
-        few = self._interactive_tokens - tokens < WORTH_TOKENS
+        few = self._tokens_for_beside - tokens < WORTH_TOKENS
         return few and self._worth_taking(now, beside=True)
 
     def _quantum(self) -> float:

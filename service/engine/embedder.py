@@ -6,11 +6,13 @@ The border between HTTP and the engine: routes call this and nothing below it.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -37,6 +39,10 @@ Submit = Callable[..., Awaitable[Job]]
 
 # Tokenising this many characters takes about 50 microseconds, less than a hop to a thread.
 INLINE_CHARACTERS = 200
+
+# Items that a thread tokenises within some hundred microseconds, and that many threads help with at most.
+ITEMS_APART = 32
+MOST_THREADS = 8
 
 # A request's tokens are hardly fewer than its bytes over this: scripts of three bytes a character
 # have three or four of them to a token, and JSON its share.
@@ -93,12 +99,14 @@ class Embedder:
             max_wait_s=settings.interactive_wait_s,
             pads=encoder.pads,
             streams=encoder.streams,
+            bulk_beside=settings.device == "cuda",
             observer=metrics,
             cache=VectorCache(settings.cache_mb << 20, fingerprint=encoder.fingerprint),
         )
         metrics.watch(self.batcher)
         self.language_meter: LanguageMeter | None = None
-        self.tokenizer_threads = 2
+        self.tokenizer_threads = _tokenizer_threads(settings)
+        self._tokenizes_apart = settings.device == "cuda"
         self._tokenizers = ThreadPoolExecutor(self.tokenizer_threads, thread_name_prefix="tokenize")
 
     async def stop(self) -> None:
@@ -207,6 +215,33 @@ class Embedder:
         if count > limit:
             raise TooManyItems(f"{count} items were sent; the limit is {limit}", limit=limit)
 
+    async def _tokenize_on_threads(
+        self, items: Sequence[T], tokenize: Callable[[Sequence[T]], list[Tokens]], partial: bool
+    ) -> tuple[list[Tokens | None], dict[int, InputError]]:
+        """As `_tokenize`. A large request by several threads where they keep no engine from its cores."""
+        count = 1
+        if self._tokenizes_apart:
+            count = max(1, min(self.tokenizer_threads, len(items) // ITEMS_APART))
+        loop = asyncio.get_running_loop()
+        bounds = [len(items) * n // count for n in range(count + 1)]
+        parts = await asyncio.gather(
+            *(
+                loop.run_in_executor(
+                    self._tokenizers, _tokenize, items[first:last], tokenize, partial, first
+                )
+                for first, last in pairwise(bounds)
+            ),
+            return_exceptions=True,
+        )
+        tokens: list[Tokens | None] = []
+        failed: dict[int, InputError] = {}
+        for part in parts:
+            if isinstance(part, BaseException):
+                raise part
+            tokens += part[0]
+            failed |= part[1]
+        return tokens, failed
+
     async def _embed(
         self,
         items: Sequence[T],
@@ -225,9 +260,7 @@ class Embedder:
                 if inline:
                     tokens, failed = _tokenize(items, tokenize, partial)
                 else:
-                    tokens, failed = await asyncio.get_running_loop().run_in_executor(
-                        self._tokenizers, _tokenize, items, tokenize, partial
-                    )
+                    tokens, failed = await self._tokenize_on_threads(items, tokenize, partial)
                 tokenize_s = time.monotonic() - started
                 sequences = [t.ids for t in tokens if t is not None]
                 internal = is_ours(caller)
@@ -287,14 +320,26 @@ class Embedder:
         return embedded
 
 
+def _tokenizer_threads(settings: Settings) -> int:
+    """Beside an engine that needs the cores two, of each process; else half of them among all processes."""
+    if settings.device == "cpu":
+        return 2
+    cores = len(os.sched_getaffinity(0)) // 2
+    return max(2, min(MOST_THREADS, cores // max(1, settings.http_workers)))
+
+
 def _tokenize(
-    items: Sequence[T], tokenize: Callable[[Sequence[T]], list[Tokens]], partial: bool
+    items: Sequence[T],
+    tokenize: Callable[[Sequence[T]], list[Tokens]],
+    partial: bool,
+    first: int = 0,
 ) -> tuple[list[Tokens | None], dict[int, InputError]]:
+    """first: the number of the first of these among a request's."""
     try:
         return list(tokenize(items)), {}
-    except InputError:
+    except InputError as error:
         if not partial:
-            raise
+            raise _moved(error, first) from None
     tokens: list[Tokens | None] = []
     failed: dict[int, InputError] = {}
     for i, item in enumerate(items):
@@ -302,7 +347,14 @@ def _tokenize(
             tokens += tokenize([item])
         except InputError as error:
             tokens.append(None)
-            failed[i] = type(error)(
-                str(error).replace("item 0", f"item {i}", 1), item=i, limit=error.limit
-            )
+            failed[first + i] = _moved(error, first + i)
     return tokens, failed
+
+
+def _moved(error: InputError, by: int) -> InputError:
+    """The same of an item that is further behind."""
+    if error.item is None or not by:
+        return error
+    item = error.item + by
+    said = str(error).replace(f"item {error.item}", f"item {item}", 1)
+    return type(error)(said, item=item, limit=error.limit)

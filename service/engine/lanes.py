@@ -30,9 +30,12 @@ from mexma.batching import take_batch
 
 Lane = Literal["interactive", "bulk"]
 
-# Length grouping looks at this many waiting sequences: enough to fill any batch with
-# near-equal lengths, and it bounds the sorting to well under a millisecond.
+# Length grouping looks at this many waiting sequences, or at as many as fill so many batches: enough to
+# fill any with near-equal lengths, and it bounds the sorting to well under a millisecond, or to a tenth of
+# a GPU's batch. For batches of 512 texts, as on a GPU, a look at 512 found 260 with 40 % of padding, and one
+# at 2,048 found 450 with 23 %.
 LOOKAHEAD = 512
+BATCHES_AHEAD = 4
 
 # Interactive tokens that run for each bulk token while both lanes wait.
 BULK_SHARE = 8
@@ -230,13 +233,14 @@ class Lanes:
             elif not self._interactive_about(now):
                 items = items * self.bulk_batch_tokens // self.max_batch_tokens
                 budget = self.bulk_batch_tokens
-            candidates = _fairly(flows, [inf] * len(flows))
+            candidates = _fairly(flows, [inf] * len(flows), items)
         else:
             budget = min(budget, most)
             light = self._light_about(now, quantum)
             candidates = _fairly(
                 flows,
                 [quantum if light and not self._is_light(f, now, quantum) else inf for f in flows],
+                items,
             )
         chosen = take_batch(
             [len(c.ids) for c in candidates],
@@ -349,15 +353,16 @@ class Lanes:
                 del queue.flows[client]
 
 
-def _fairly(flows: list[_Flow], caps: list[float]) -> list[Entry]:
-    """At most LOOKAHEAD waiting entries, about as many of each flow.
+def _fairly(flows: list[_Flow], caps: list[float], items: int) -> list[Entry]:
+    """As many waiting entries as are looked at for a batch of `items`, about as many of each flow.
 
     caps: tokens that a flow may contribute. The oldest entry of the first flow, whose turn it is,
     always is among them; a long one of another waits for its turn.
     """
-    share = max(1, LOOKAHEAD // len(flows))
+    most = max(LOOKAHEAD, BATCHES_AHEAD * items)
+    share = max(1, most // len(flows))
     found: list[Entry] = []
-    for flow, cap in zip(islice(flows, LOOKAHEAD), caps, strict=False):
+    for flow, cap in zip(islice(flows, most), caps, strict=False):
         tokens = 0
         for entry in islice(flow.waiting, share):
             tokens += len(entry.ids)

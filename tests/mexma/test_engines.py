@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mexma import native
+from mexma import native, session
 from mexma.artifact import PRECISIONS, hash_file, open_artifact
 from mexma.encoder import OnnxEncoder, encode
 from mexma.errors import ArtifactError, DeviceUnavailable, EngineError
@@ -96,6 +96,13 @@ def test_a_processor_without_any_kernel_that_is_faster(artifacts, monkeypatch):
 def test_a_kernel_is_no_cuda(artifacts):
     with pytest.raises(DeviceUnavailable, match="engine portable runs on cpu"):
         OnnxEncoder(artifacts["compact"], engine="portable", device="cuda")
+
+
+@pytest.mark.parametrize(("device", "streams"), [("cpu", 1), ("cuda", 2)])
+def test_a_gpu_takes_two_batches_at_once(artifacts, monkeypatch, device, streams):
+    monkeypatch.setattr(session, "OnnxRuntime", lambda artifact, *, device, threads: object())
+    loaded = OnnxEncoder(artifacts["fp16"], device=device, threads=2)
+    assert (loaded.streams, loaded.pads) == (streams, True)
 
 
 def test_token_states(artifacts):

@@ -8,10 +8,11 @@ from service.__main__ import _settings
 from service.settings import Settings
 
 
-def test_a_gpu_gets_larger_batches_unless_told_otherwise(monkeypatch):
+def test_a_gpu_gets_larger_batches_and_a_longer_queue_unless_told_otherwise(monkeypatch):
     assert Settings().max_batch_tokens == 1024
     monkeypatch.setenv("MEXMA_DEVICE", "cuda")
     assert (Settings().max_batch_tokens, Settings().max_batch_items) == (16_384, 512)
+    assert Settings().max_queue_tokens == 16 * Settings(device="cpu").max_queue_tokens
     monkeypatch.setenv("MEXMA_MAX_BATCH_TOKENS", "2048")
     assert (Settings().max_batch_tokens, Settings().max_batch_items) == (2048, 512)
     assert Settings(device="cpu", max_batch_items=7).max_batch_items == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from math import inf
 
 import numpy as np
 import pytest
@@ -198,6 +199,15 @@ def test_a_flood_does_not_hide_others_from_length_grouping():
     waiting.add("other", 7, now=LONG_AGO)
     assert [len(e) for e in waiting.take(0)] == [50] * 4
     assert clients(waiting.take(0)) == {"other"}
+
+
+def test_batches_of_a_gpu_are_grouped_by_length_among_enough():
+    lanes = Lanes(max_batch_tokens=16_384, max_batch_items=512)
+    for number in range(2048):
+        ids = np.full(8 + number * 13 % 56, number)
+        lanes.add(ids, (number, 0), lane="bulk", client=number % 4, now=LONG_AGO)
+    batch = [len(e) for e in lanes.take(0, quantum=inf)]
+    assert len(batch) == 512 or len(batch) * max(batch) > 0.95 * 16_384
 
 
 def test_equal_sequences_are_computed_once():

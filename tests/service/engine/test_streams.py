@@ -117,6 +117,23 @@ def test_with_one_stream_there_is_one_at_a_time():
     run_with(scenario, streams=1)
 
 
+@pytest.mark.parametrize("bulk_beside", [True, False])
+def test_bulk_work_is_begun_beside_another_batch_where_that_keeps_a_gpu_busy(bulk_beside: bool):
+    async def scenario(batcher: Batcher, encoder: Gated) -> None:
+        first = asyncio.create_task(batcher.submit(some(8), lane="bulk", client="a"))
+        await encoder.begun(1)
+        few = asyncio.create_task(batcher.submit(some(1, 3), lane="bulk", client="a"))
+        await nothing_more_begins(encoder, 1)
+        more = asyncio.create_task(batcher.submit(some(8, first=50), lane="bulk", client="b"))
+        if bulk_beside:
+            await encoder.begun(2)
+        await nothing_more_begins(encoder, 1 + bulk_beside)
+        encoder.let_all()
+        await asyncio.gather(first, few, more)
+
+    run_with(scenario, bulk_beside=bulk_beside)
+
+
 def test_what_is_too_little_for_a_batch_waits_for_the_one_that_runs():
     async def scenario(batcher: Batcher, encoder: Gated) -> None:
         tasks = [asyncio.create_task(batcher.submit(some(1, 3), client="a"))]
