@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import subprocess
@@ -24,12 +25,14 @@ PEER_BATCH = {"cpu": 32, "cuda": 256}
 
 @dataclass
 class Subject:
-    """A running server. rounds: per load, what the generator said each time."""
+    """A running server. rounds: per load, what the generator said each time. interactive_until: when it had
+    its last interactive request, by the monotonic clock."""
 
     name: str
     url: str
     process: subprocess.Popen[bytes]
     rounds: dict[tuple[int, int], list[dict[str, float]]] = field(default_factory=dict)
+    interactive_until: float = -math.inf
 
     def median(self, load: tuple[int, int], what: str) -> float:
         return statistics.median(r[what] for r in self.rounds[load])

@@ -140,6 +140,7 @@ class Encoders:
                 embedder.encoder,
                 usual,
                 where=f"{settings.device}, {settings.threads} threads",
+                cold=settings.device == "cuda",
             )
             embedder.batcher.expect(tokens_per_s)
         embedder.batcher.allow_bulk_batches(max(tokens, usual))

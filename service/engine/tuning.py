@@ -64,17 +64,24 @@ def choose(curve: Sequence[Point]) -> Point:
     return best
 
 
-def measure(encoder: Encoder, usual_tokens: int) -> Curve:
+def measure(encoder: Encoder, usual_tokens: int, *, cold: bool = False) -> Curve:
     """The curve, from `usual_tokens` upwards; it ends where a batch takes `LONGEST_S`, or fails.
 
     Real sentences of about equal lengths, each size three times in turn, the best time of each: what
-    else the machine does shall not count. Takes a second; blocks. Raises what the encoder raises for a
-    usual batch.
+    else the machine does shall not count. cold: the first batch of a size takes longer than later ones, as
+    on a GPU, where it loads kernels and takes memory. Takes a second; blocks. Raises what the encoder
+    raises for a usual batch.
     """
+
+    def first_time(batch: list[NDArray[np.int64]]) -> float:
+        if cold:
+            _time(encoder, batch)
+        return _time(encoder, batch)
+
     sentences = encoder.tokenizer.encode([s.text for s in tatoeba_sample()[:4000:8]])
     sequences = sorted((s.ids for s in sentences), key=len)
     small = _batch(sequences, usual_tokens // 8)
-    took = _time(encoder, small)
+    took = first_time(small)
     if usual_tokens / sum(map(len, small)) * took > HOPELESS_S:
         return Curve([Point(usual_tokens, sum(map(len, small)) / took)], steady=False)
     batches = [_batch(sequences, usual_tokens * factor) for factor in FACTORS]
@@ -84,7 +91,7 @@ def measure(encoder: Encoder, usual_tokens: int) -> Curve:
             break
         for n, batch in enumerate(batches):
             try:
-                took = _time(encoder, batch)
+                took = _time(encoder, batch) if repeat else first_time(batch)
             except Exception as error:  # a GPU's memory, mostly
                 if n == 0:
                     raise
@@ -122,14 +129,16 @@ class Tuning:
     def __init__(self, file: Path | None):
         self._file = file
 
-    def bulk_batches(self, encoder: Encoder, usual_tokens: int, *, where: str) -> Point:
+    def bulk_batches(
+        self, encoder: Encoder, usual_tokens: int, *, where: str, cold: bool = False
+    ) -> Point:
         """Looked up or, the first time, measured. where: what else decides, such as device and threads.
-        Blocks for a second."""
+        cold: see `measure`. Blocks for a second."""
         key = f"{encoder.fingerprint} {encoder.engine}, {where}, {machine()}, from {usual_tokens}"
         known = self._read()
         if (point := _point(known.get(key))) is not None and point.tokens >= usual_tokens:
             return point
-        curve = measure(encoder, usual_tokens)
+        curve = measure(encoder, usual_tokens, cold=cold)
         chosen = choose(curve.points)
         log.info(
             "batches of bulk work have %d tokens: %s", chosen.tokens,

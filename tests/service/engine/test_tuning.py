@@ -48,6 +48,20 @@ def test_a_larger_batch_must_be_worth_it():
     assert choose([Point(1024, 100)]).tokens == 1024
 
 
+@pytest.mark.parametrize("cold", [True, False])
+def test_the_first_batch_of_a_size_does_not_count_on_a_gpu(clock, cold: bool):
+    seen = set[int]()
+
+    def seconds(tokens: int) -> float:
+        first = tokens not in seen
+        seen.add(tokens)
+        return 0.001 + 1e-7 * tokens + 0.5 * first  # beyond what a batch, and a small one, may take
+
+    curve = measure(clock(Timed(seconds)), 256, cold=cold)
+    assert [p.tokens for p in curve.points] == ([256, 512, 1024] if cold else [256])
+    assert curve.steady == cold
+
+
 def test_an_engine_that_works_better_on_more_gets_more(clock):
     encoder = clock(Timed(lambda n: 0.010 + 1e-6 * n))
     curve = measure(encoder, 256)
