@@ -263,7 +263,10 @@ def start(
     with ThreadPoolExecutor(1 if device == "cpu" else 2) as pool:
         found, peers_found = pool.map(each, (first, others))
     subjects += [s for s in (*found, *peers_found) if isinstance(s, Subject)]
-    notes += [str(error) for error in peers_found if isinstance(error, Exception)]
+    for error in peers_found:
+        if isinstance(error, Exception):
+            print(error, flush=True)
+            notes.append(str(error).partition("\n")[0])
     for error in found:
         if isinstance(error, Exception):
             raise error

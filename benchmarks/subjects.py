@@ -99,7 +99,7 @@ def plain(python: Path, checkpoint: Path, threads: int, device: str = "cpu") -> 
 
 
 def _start(name: str, command: list[str], port: int, threads: int, python: Path) -> Subject:
-    """Raises RuntimeError with the end of what it printed where it does not come up."""
+    """Raises RuntimeError where it does not come up: its last line, the command, and what it printed."""
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1",
         "INFINITY_ANONYMOUS_USAGE_STATS": "0",
@@ -118,5 +118,6 @@ def _start(name: str, command: list[str], port: int, threads: int, python: Path)
                 time.sleep(0.2)
         process.kill()
         log.seek(0)
-        said = log.read().decode(errors="replace")[-2000:]
-    raise RuntimeError(f"{name} did not start: {' '.join(command)}\n{said}")
+        said = log.read().decode(errors="replace")[-4000:].strip()
+    last = said.rpartition("\n")[2]
+    raise RuntimeError(f"{name} did not start: {last}\n{' '.join(command)}\n{said}")

@@ -30,7 +30,8 @@ def test_dry_run_with_an_interpreter_that_has_no_peer(tmp_path: Path):
     (report,) = [f.read_text() for f in tmp_path.glob("served_64_*.md")]
     assert report in done.stdout
     assert "infinity (torch) is not installed beside python" in report
-    assert "FastAPI + sentence-transformers did not start" in report
+    assert "did not start: ModuleNotFoundError: No module named 'sentence_transformers'." in report
+    assert str(ROOT) not in report
     for load in ("| 1 | 1 ", "| 5 | 2 "):
         assert f"{load}| mexma | " in report and f"{load}| mexma, 1 HTTP workers | " in report
     assert "failed)" not in report
