@@ -102,16 +102,18 @@ class Batcher:
         pads: bool = True,
         streams: int = 1,
         bulk_beside: bool = False,
+        least_quantum: int = 0,
         observer: BatchObserver | None = None,
         cache: VectorCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         """run: sequences (each int64 `[length]`) to vectors float32 `[n, dim]`, blocking; on `streams`
         threads at once. pads: whether it computes each of a batch as long as the longest. bulk_beside:
-        whether bulk work is begun beside another batch, too. max_wait_s: that an interactive job may be
-        about to wait."""
+        whether bulk work is begun beside another batch, too. least_quantum: tokens that a batch may have
+        whoever is about. max_wait_s: that an interactive job may be about to wait."""
         self._pads = pads
         self._bulk_beside = bulk_beside
+        self._least_quantum = least_quantum
         self._observer = observer
         self._cache = cache
         self._clock = clock
@@ -364,7 +366,8 @@ class Batcher:
 
     def _quantum(self) -> float:
         """Tokens of a batch that takes PATIENCE times as long as an interactive request alone."""
-        return self.cost.tokens_within(PATIENCE * self.cost.seconds(self._alone_tokens))
+        found = self.cost.tokens_within(PATIENCE * self.cost.seconds(self._alone_tokens))
+        return max(found, self._least_quantum)
 
     def _report(self, outcome: Outcome) -> None:
         if outcome.vectors is not None:

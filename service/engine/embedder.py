@@ -44,6 +44,9 @@ INLINE_CHARACTERS = 200
 ITEMS_APART = 32
 MOST_THREADS = 8
 
+# Of a GPU's batch, what may always run beside a light interactive client: 2,048 tokens, a millisecond or two.
+GPU_QUANTA = 8
+
 # A request's tokens are hardly fewer than its bytes over this: scripts of three bytes a character
 # have three or four of them to a token, and JSON its share.
 BYTES_PER_TOKEN = 10
@@ -91,6 +94,7 @@ class Embedder:
             every=settings.invariance_check_every,
             report=partial(metrics.invariance_found, encoder.fingerprint),
         )
+        on_gpu = settings.device == "cuda"
         self.batcher = Batcher(
             check.run,
             max_batch_tokens=settings.max_batch_tokens,
@@ -99,14 +103,17 @@ class Embedder:
             max_wait_s=settings.interactive_wait_s,
             pads=encoder.pads,
             streams=encoder.streams,
-            bulk_beside=settings.device == "cuda",
+            bulk_beside=on_gpu,
+            # There a batch of so many takes little longer than one text, which a service that has run
+            # nothing but small ones cannot know.
+            least_quantum=settings.max_batch_tokens // GPU_QUANTA if on_gpu else 0,
             observer=metrics,
             cache=VectorCache(settings.cache_mb << 20, fingerprint=encoder.fingerprint),
         )
         metrics.watch(self.batcher)
         self.language_meter: LanguageMeter | None = None
         self.tokenizer_threads = _tokenizer_threads(settings)
-        self._tokenizes_apart = settings.device == "cuda"
+        self._tokenizes_apart = on_gpu
         self._tokenizers = ThreadPoolExecutor(self.tokenizer_threads, thread_name_prefix="tokenize")
 
     async def stop(self) -> None:

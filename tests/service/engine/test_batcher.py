@@ -685,3 +685,21 @@ def test_the_cache_answers_what_was_computed_and_only_that(wanted):
 
     asyncio.run(main())
     assert sorted(n for batch in encoder.batches for n in batch if n == 6) == [6]
+
+
+@pytest.mark.parametrize(("least", "first"), [(0, 3), (200, 20)])
+def test_where_a_batch_of_many_takes_no_longer_bulk_work_is_not_divided_further(
+    least: int, first: int
+):
+    encoder = FakeEncoder()
+
+    async def scenario(batcher: Batcher) -> None:
+        for _ in range(40):  # all of one size: nothing is known of larger ones
+            await batcher.submit([ids(24)], client="person")
+        encoder.batches.clear()
+        await batcher.submit([ids(10, fill) for fill in range(3, 43)], lane="bulk", client="job")
+        assert encoder.batches[0] == [10] * first
+
+    run_with(
+        encoder, scenario, max_batch_tokens=1000, max_batch_items=100, least_quantum=least
+    )  # fmt: skip
