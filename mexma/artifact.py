@@ -35,7 +35,9 @@ LONGEST_NAME = 200
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 EXTERNAL = f"{MODEL}.data"
-"""Weights beyond what one ONNX file can hold."""
+"""Weights beyond what one ONNX file can hold, or that two graphs share."""
+PACKED = "packed.onnx"
+"""The same weights over tokens laid end to end, for CUDA alone; artifacts in fp16 have it."""
 TOKENIZER = "tokenizer.json"
 CARD = "README.md"
 
@@ -110,6 +112,11 @@ class Artifact:
     @property
     def model(self) -> Path:
         return self.path / MODEL
+
+    @property
+    def packed(self) -> Path | None:
+        """The graph over tokens laid end to end, where there is one."""
+        return self.path / PACKED if PACKED in self.manifest.files else None
 
     @property
     def fingerprint(self) -> str:
@@ -250,7 +257,7 @@ def check_replaceable(target: Path, source: Path | None = None) -> None:
         return
     if not target.is_dir():
         raise ArtifactError(f"{target}: expected a place for a directory, it is a file")
-    known = (MANIFEST, MODEL, EXTERNAL, TOKENIZER, CARD)
+    known = (MANIFEST, MODEL, EXTERNAL, PACKED, TOKENIZER, CARD)
     if others := sorted(path.name for path in target.iterdir() if path.name not in known):
         raise ArtifactError(
             f"{target}: expected nothing there, or an artifact to replace; it holds {others[0]!r}"

@@ -1,10 +1,17 @@
-"""An artifact under ONNX Runtime: what CUDA uses, and a CPU where our own engine cannot run it."""
+"""An artifact under ONNX Runtime: what CUDA uses, and a CPU where our own engine cannot run it.
+
+On CUDA it is the artifact's packed graph that runs, where there is one: tokens end to end, in attention by a
+kernel that takes any lengths. The padded graph's attention is cuDNN's there, which makes a plan for
+each shape of a batch that it has not seen: 60 ms each on an H100 (onnxruntime 1.31), so that requests of
+ever other lengths waited for little else. It is told to leave that.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +20,7 @@ from numpy.typing import NDArray
 # Read when the library is loaded. Without it onnxruntime 1.32 keeps a database of events in the user's
 # home and reports them to its maker over the network; its `disable_telemetry_events` comes too late.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0")
 
 import onnxruntime as ort
 
@@ -25,16 +33,23 @@ VERSION: str = ort.__version__
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+PACKED_INPUTS = ("tokens", "places", "rows", "cells", "bounds")
+"""Of a packed graph, named and shaped as in `TokenBatch`; pooling by the first token needs no rows."""
+
 
 class OnnxRuntime:
     """A graph on one device. `run` may be called from several threads."""
 
-    def __init__(self, artifact: Artifact, *, device: str, threads: int):
+    def __init__(
+        self, artifact: Artifact, *, device: str, threads: int, packed: Path | None = None
+    ):
         """Load `artifact` on `device`, "cpu" or "cuda", with `threads` compute threads.
 
-        Raises DeviceUnavailable when the device cannot be used: there is no silent
-        fallback. Raises ArtifactError when the runtime cannot load the graph or its
-        inputs and outputs are not those of the manifest.
+        packed: the graph to run in the place of the padded one; on CUDA the artifact's own.
+
+        Raises DeviceUnavailable when the device cannot be used: there is no silent fallback. Raises
+        ArtifactError when the runtime cannot load the graph or its inputs and outputs are not those of
+        the manifest.
         """
         provider = PROVIDERS[device]
         if provider not in ort.get_available_providers():
@@ -45,12 +60,15 @@ class OnnxRuntime:
             )
         manifest = artifact.manifest
         missing = _load_cuda_libraries() if device == "cuda" else ""
+        packed = packed or (artifact.packed if device == "cuda" else None)
+        self.packed = packed is not None
+        model = packed or artifact.model
         try:
             self._session = ort.InferenceSession(
-                str(artifact.model), _options(threads), providers=[provider]
+                str(model), _options(threads), providers=[provider]
             )
         except Exception as error:  # the runtime's own exceptions derive from Exception alone
-            raise ArtifactError(f"{artifact.model}: the runtime refuses it: {error}") from error
+            raise ArtifactError(f"{model}: the runtime refuses it: {error}") from error
         if self._session.get_providers()[0] != provider:
             raise DeviceUnavailable(
                 f"device {device} was asked for, but the runtime could not start it "
@@ -60,20 +78,22 @@ class OnnxRuntime:
         self._session.disable_fallback()
         inputs = tuple(i.name for i in self._session.get_inputs())
         outputs = {o.name: o.shape for o in self._session.get_outputs()}
-        if set(inputs) != set(manifest.input_names):
-            raise ArtifactError(
-                f"{artifact.model}: expected inputs {manifest.input_names}, found {inputs}"
-            )
+        expected = PACKED_INPUTS if packed else manifest.input_names
+        # Which the exporter may leave out where nothing needs them.
+        unused = {"rows"} if packed and manifest.pooling == "first_token" else set()
+        if {*inputs} | unused != {*expected}:
+            raise ArtifactError(f"{model}: expected inputs {expected}, found {inputs}")
         if outputs.get(manifest.output_name, [None])[-1] != manifest.dim:
             raise ArtifactError(
-                f"{artifact.model}: expected output {manifest.output_name} [batch, {manifest.dim}], "
+                f"{model}: expected output {manifest.output_name} [batch, {manifest.dim}], "
                 f"found {outputs}"
             )
         if manifest.token_output_name not in (None, *outputs):
             raise ArtifactError(
-                f"{artifact.model}: expected output {manifest.token_output_name}, found {outputs}"
+                f"{model}: expected output {manifest.token_output_name}, found {outputs}"
             )
         self._ids, self._mask = manifest.input_names
+        self._packed_inputs = inputs
         self._output = manifest.output_name
         self._token_output = manifest.token_output_name
 
@@ -88,15 +108,26 @@ class OnnxRuntime:
         """
         if self._token_output is None:
             raise EngineError("this artifact has no token states; export it with --token-states")
-        return self._run(self._token_output, batch)
+        states = self._run(self._token_output, batch)
+        return in_rectangle(states, batch) if self.packed else states
 
     def _run(self, output: str, batch: TokenBatch) -> NDArray[np.float32]:
-        feed: dict[str, Any] = {self._ids: batch.ids, self._mask: batch.mask}
+        if self.packed:
+            feed: dict[str, Any] = {name: getattr(batch, name) for name in self._packed_inputs}
+        else:
+            feed = {self._ids: batch.ids, self._mask: batch.mask}
         try:
             (found,) = self._session.run([output], feed)
         except Exception as error:
-            raise EngineError(f"inference failed on {batch.ids.shape}: {error}") from error
+            raise EngineError(f"inference failed on {batch.mask.shape}: {error}") from error
         return np.asarray(found, np.float32)
+
+
+def in_rectangle(states: NDArray[np.float32], batch: TokenBatch) -> NDArray[np.float32]:
+    """Token states `[tokens, hidden]` of a batch, laid out as `[n, longest, hidden]`, zero at padding."""
+    found = np.zeros((*batch.mask.shape, states.shape[1]), np.float32)
+    found[batch.mask.astype(bool)] = states
+    return found
 
 
 def _load_cuda_libraries() -> str:

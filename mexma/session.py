@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mexma import native
 from mexma.artifact import Artifact
 from mexma.errors import DeviceUnavailable, EngineError
-from mexma.onnx_runtime import PROVIDERS, OnnxRuntime
+from mexma.onnx_runtime import PROVIDERS, OnnxRuntime, in_rectangle
 from mexma.text import TokenBatch
 from mexma.weights import UnknownGraph, read_weights
 
@@ -97,7 +97,7 @@ class Session:
     @property
     def pads(self) -> bool:
         """Whether a batch costs its rectangle, `n * longest` tokens, and not only its tokens."""
-        return self._native is None
+        return self._onnx is not None and not self._onnx.packed
 
     @property
     def streams(self) -> int:
@@ -131,9 +131,7 @@ class Session:
             packed = self._native.token_states(batch.tokens, batch.lengths)
         except (IndexError, ValueError, MemoryError) as error:
             raise EngineError(f"inference failed on {len(batch.lengths)} texts: {error}") from error
-        states = np.zeros((*batch.mask.shape, packed.shape[1]), np.float32)
-        states[batch.mask.astype(bool)] = packed
-        return states
+        return in_rectangle(packed, batch)
 
 
 def _kernel(engine: Engine, precision: str) -> native.Kernel:

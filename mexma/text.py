@@ -72,9 +72,13 @@ class Tokens:
 class TokenBatch:
     """Token sequences that run together; each engine takes them as it needs them.
 
-    sequences: each int64 `[length]`, length >= 1. tokens: int64, all of them one after the other.
-    lengths: int32 `[n]`. ids: int64 `[n, longest]`, padded on the right. mask: int64
-    `[n, longest]`, 1 for a token and 0 for padding. All C-contiguous, and made when first asked for.
+    sequences: each int64 `[length]`, length >= 1. lengths: int32 `[n]`. All else is C-contiguous and made
+    when first asked for:
+
+    Padded on the right, int64 `[n, longest]`: ids, and mask, 1 for a token and 0 for padding.
+    End to end, int64 `[tokens]`: tokens, and of each the number of its sequence (rows) and where it is in
+    it from 0 (places). bounds: int32 `[n + 1]`, where sequences begin and end among them.
+    cells: int32 `[n, longest]`, the cells of `ids` by number, first those with tokens.
     """
 
     sequences: Sequence[NDArray[np.int64]]
@@ -102,6 +106,24 @@ class TokenBatch:
         ids = np.full(self.mask.shape, self.pad_id, np.int64)
         ids[self.mask.astype(bool)] = self.tokens
         return ids
+
+    @cached_property
+    def bounds(self) -> NDArray[np.int32]:
+        return np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        return np.repeat(np.arange(len(self.lengths), dtype=np.int64), self.lengths)
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        return np.arange(len(self.rows), dtype=np.int64) - self.bounds[self.rows]
+
+    @cached_property
+    def cells(self) -> NDArray[np.int32]:
+        there = np.arange(self.lengths.max()) < self.lengths[:, None]
+        cells = np.concatenate([np.flatnonzero(there), np.flatnonzero(~there)])
+        return cells.astype(np.int32).reshape(there.shape)
 
 
 def _check_text(item: int, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from mexma import onnx_runtime
 from mexma.artifact import (
     EXTERNAL,
     MODEL,
+    PACKED,
     TOKENIZER,
     Manifest,
     check_replaceable,
@@ -29,7 +31,7 @@ from mexma.encoder import OnnxEncoder
 from mexma.errors import ArtifactError
 from mexma.sample import tatoeba_sample
 from mexma.text import TextTokenizer
-from model_export import graph, parity, storage
+from model_export import graph, packed, parity, storage
 from model_export.progress import Say
 from training.checkpoint import Checkpoint
 from training.encoder import Encoder
@@ -82,12 +84,20 @@ def export(
     tell(f"tracing {config.layers} layers of {config.hidden}, storing as {precision}")
     model = build(traced or encoder, precision, token_states=token_states)
 
+    packed_model = None
+    if precision == "fp16":
+        packed_model = packed.trace(traced or encoder, token_states=token_states)
+
     with replace_directory(out) as directory:
         (directory / TOKENIZER).write_bytes(tokenizer_json)
-        large = weight_bytes(model) > largest_inline_bytes
-        onnx_ir.save(model, directory / MODEL, external_data=EXTERNAL if large else None)
-        del model
-        files = (MODEL, TOKENIZER, *((EXTERNAL,) if large else ()))
+        if packed_model is not None:
+            packed.save_beside(model, packed_model, directory, MODEL)
+            files: tuple[str, ...] = (MODEL, PACKED, EXTERNAL, TOKENIZER)
+        else:
+            large = weight_bytes(model) > largest_inline_bytes
+            onnx_ir.save(model, directory / MODEL, external_data=EXTERNAL if large else None)
+            files = (MODEL, TOKENIZER, *((EXTERNAL,) if large else ()))
+        del model, packed_model
         manifest = Manifest(
             name=name or default_name(checkpoint, precision),
             dim=config.dim,
@@ -108,12 +118,18 @@ def export(
         write_manifest(directory, manifest)
         served = OnnxEncoder(directory)
         tell("proving it against torch; this takes most of the time")
-        others = []
+        others: list[parity.Other] = []
         if served.session.engine != "onnxruntime":
             others.append(OnnxEncoder(directory, engine="onnxruntime"))
-        report = parity.measure(
-            checkpoint, served, others=others, per_language=sentences_per_language, say=say
-        )
+        with ExitStack() as proof:
+            if PACKED in files:
+                threads = served.session.threads
+                others.append(
+                    proof.enter_context(packed.PackedOnCpu(directory, manifest, threads=threads))
+                )
+            report = parity.measure(
+                checkpoint, served, others=others, per_language=sentences_per_language, say=say
+            )
         manifest = replace(manifest, parity=parity.check(report, bounds))
         write_manifest(directory, manifest)
     size = sum(record.bytes for record in manifest.files.values())

@@ -8,24 +8,22 @@ Attention is ONNX Runtime's fused operator, which its optimizer does not find by
 graphs of this exporter. Measured on 2 cores (AMD EPYC, AVX-512; 12 layers of 384, batch 32,
 onnxruntime 1.32), sentences/s: decomposed 193; fused with a [batch, length] mask 203, with
 lengths [batch] 201, with the input biases folded in 199, with one packed QKV product 198,
-and as the Attention operator 202: on a CPU they are equal but for decomposed. Lengths are
-chosen because on CUDA, by the operator's source, its fp16 fused and cuDNN kernels take them
-(or no mask at all), while a [batch, length] mask falls back to unfused ones; there was no GPU to
-measure on.
+and as the Attention operator 202: on a CPU they are equal but for decomposed. CUDA runs another
+graph of the same weights (`model_export.packed`).
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import onnx_ir
 import torch
 from torch import Tensor, nn
 
-from training.encoder import Encoder, Layer
+from training.encoder import Attention, Encoder, Layer
 
 OPSET = 21  # the first whose DequantizeLinear has blocks
 INPUTS = ("input_ids", "attention_mask")
@@ -47,12 +45,16 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, hea
 
 
 class Graph(nn.Module):
-    """What is traced: the encoder with the outputs an artifact has."""
+    """What is traced, by its inputs: the encoder with the outputs an artifact has."""
 
     def __init__(self, encoder: Encoder, *, token_states: bool):
         super().__init__()
         self.encoder = encoder
         self.token_states = token_states
+
+
+class PaddedGraph(Graph):
+    """Over a rectangle of tokens: what runs on CPUs."""
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         states = self.encoder.token_states(ids, mask)
@@ -68,27 +70,43 @@ def trace(encoder: Encoder, *, token_states: bool = False, half: bool = False) -
     dense head and normalisation stay fp32, and LayerNormalization takes its statistics in
     fp32 by ONNX's definition.
     """
+    traced = copy_for_tracing(encoder, fused_attention, half=half)
+    # Two tensors: given one object twice, torch.export takes the inputs for one and the same.
+    ids, mask = torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64)
+    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    return traced_graph(
+        PaddedGraph(traced, token_states=token_states),
+        {INPUTS[0]: ids, INPUTS[1]: mask},
+        (dynamic, dynamic),
+    )
+
+
+def copy_for_tracing(encoder: Encoder, attention: Attention, *, half: bool) -> Encoder:
+    """An encoder with the same weights, shared or rounded to fp16 where `half` says, and this attention."""
     with torch.device("meta"):
-        traced = Encoder(encoder.config, fused_attention)
+        traced = Encoder(encoder.config, attention)
     traced.load_state_dict(encoder.state_dict(), assign=True)  # shares the weights
     if half:
         fold_biases(traced)
         traced.embeddings.half()
         traced.layers.half()
-    traced.eval().requires_grad_(False)
-    # Two tensors: given one object twice, torch.export takes the inputs for one and the same.
-    ids, mask = torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64)
-    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    return traced.eval().requires_grad_(False)
+
+
+def traced_graph(
+    module: Graph, inputs: dict[str, Tensor], dynamic_shapes: Sequence[Mapping[int, object]]
+) -> onnx_ir.Model:
+    """The graph of `module`, called with `inputs`, examples of which the shapes matter."""
     with warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(
-            Graph(traced, token_states=token_states),
-            (ids, mask),
+            module,
+            tuple(inputs.values()),
             dynamo=True,
             opset_version=OPSET,
-            input_names=INPUTS,
-            output_names=(OUTPUT, TOKEN_OUTPUT) if token_states else (OUTPUT,),
-            dynamic_shapes=(dynamic, dynamic),
+            input_names=tuple(inputs),
+            output_names=(OUTPUT, TOKEN_OUTPUT) if module.token_states else (OUTPUT,),
+            dynamic_shapes=tuple(map(dict, dynamic_shapes)),
             verbose=False,
         )
     if program is None:

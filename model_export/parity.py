@@ -15,7 +15,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -70,6 +70,21 @@ BOUNDS = {
     # up to half a step each, so that a table must be rounded anew: 0.989, and 0.06 points lost.
     "compact": Bounds(0.97, alone=0.9999, retrieval_points=1.0, spared=0.005, least=0.8),
 }
+
+
+class Running(Protocol):
+    """What computes sentence vectors float32 `[n, dim]` of a batch."""
+
+    def run(self, batch: TokenBatch) -> Float: ...
+
+
+class Other(Protocol):
+    """The same artifact another way. engine: what the report calls it."""
+
+    @property
+    def engine(self) -> str: ...
+    @property
+    def session(self) -> Running: ...
 
 
 @dataclass(frozen=True)
@@ -148,7 +163,7 @@ def measure(
     checkpoint: Checkpoint,
     artifact: OnnxEncoder,
     *,
-    others: Sequence[OnnxEncoder] = (),
+    others: Sequence[Other] = (),
     per_language: int = SENTENCES_PER_LANGUAGE,
     say: Say | None = None,
 ) -> dict[str, Any]:

@@ -72,11 +72,11 @@ def tiny_checkpoint(directory: Path, *, pooling: str = "mean", seed: int = 0) ->
 
 
 def tiny_artifact(
-    directory: Path, *, precision: str = "fp32", seed: int = 0, **options
+    directory: Path, *, precision: str = "fp32", seed: int = 0, pooling: str = "mean", **options
 ) -> Exported:
     """Export such a checkpoint to `directory`; options: of `model_export.export.export`."""
     checkpoint = Checkpoint(
-        tiny_encoder(seed=seed),
+        tiny_encoder(seed=seed, pooling=pooling),
         tiny_tokenizer_json(),
         max_tokens=MAX_TOKENS,
         source={"name": "tiny"},

@@ -162,6 +162,10 @@ class Encoder(nn.Module):
         else:
             weight = mask.to(torch.float32)[:, :, None]  # [batch, length, 1]
             pooled = (states.float() * weight).sum(1) / weight.sum(1)
+        return self.finished(pooled)
+
+    def finished(self, pooled: Tensor) -> Tensor:
+        """Pooled token states float32 `[batch, hidden]` to sentence vectors `[batch, dim]`."""
         if self.head is not None:
             pooled = torch.tanh(functional.linear(pooled, self.head.weight, self.head.bias))
         return functional.normalize(pooled, dim=-1) if self.config.normalise else pooled

@@ -100,9 +100,12 @@ def test_a_kernel_is_no_cuda(artifacts):
 
 @pytest.mark.parametrize(("device", "streams"), [("cpu", 1), ("cuda", 2)])
 def test_a_gpu_takes_two_batches_at_once(artifacts, monkeypatch, device, streams):
-    monkeypatch.setattr(session, "OnnxRuntime", lambda artifact, *, device, threads: object())
+    class Loaded:
+        packed = device == "cuda"
+
+    monkeypatch.setattr(session, "OnnxRuntime", lambda artifact, **_: Loaded())
     loaded = OnnxEncoder(artifacts["fp16"], device=device, threads=2)
-    assert (loaded.streams, loaded.pads) == (streams, True)
+    assert (loaded.streams, loaded.pads) == (streams, device == "cpu")
 
 
 def test_token_states(artifacts):

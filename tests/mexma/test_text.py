@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -130,6 +131,21 @@ def test_padding_loses_nothing(sequences):
         assert row[mask.astype(bool)].tolist() == sequence
         assert (row[~mask.astype(bool)] == 1).all()
         assert mask.tolist() == sorted(mask.tolist(), reverse=True)
+
+
+@given(st.lists(st.lists(st.integers(3, 200), min_size=1, max_size=9), min_size=1, max_size=9))
+def test_tokens_end_to_end_are_those_of_the_rectangle(sequences):
+    batch = TokenBatch.pad([np.array(s, np.int64) for s in sequences], pad_id=1)
+    assert [batch.tokens[a:b].tolist() for a, b in pairwise(batch.bounds)] == sequences
+    assert (batch.ids[batch.rows, batch.places] == batch.tokens).all()
+    count = len(batch.tokens)
+    assert (batch.ids.ravel()[batch.cells.ravel()[:count]] == batch.tokens).all()
+    assert sorted(batch.cells.ravel()) == list(range(batch.ids.size)), "each cell once"
+    kinds = {n: getattr(batch, n).dtype for n in ("tokens", "rows", "places", "cells", "bounds")}
+    assert kinds == {
+        "tokens": np.int64, "rows": np.int64, "places": np.int64,
+        "cells": np.int32, "bounds": np.int32,
+    }  # fmt: skip
 
 
 class PanicException(BaseException):
