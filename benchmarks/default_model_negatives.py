@@ -1,14 +1,18 @@
-"""The default model's last step: trained further against negatives that are hard to tell apart, and judged.
+"""The default model's last steps: trained further against negatives that are hard to tell apart, and judged.
 
     python -m benchmarks.default_model_negatives --start runs/default/best \\
         --data runs/default/pairs.parquet --hold-out CORPUS... --decontaminate TEST_SET --out runs/negatives
+    python -m benchmarks.default_model_negatives --start runs/negatives/best --centred runs/default/start \\
+        --data runs/default/pairs.parquet --hold-out CORPUS... --decontaminate TEST_SET --out runs/on-gpu
 
-`mexma-train small` from the weights that `benchmarks.default_model_runs` chose, one run after the other, each
-with a seed of its own; batches take groups of sentences that are alike (`alike=`), and translations that say
-the same are no negatives (`same_above=`). It suits a CPU: a run of 147,000 pairs took less than half an hour of two
-cores with AMX. The runs' weights are averaged, with one another and with the start, and what finds most held-out
-pairs, mean over the parts, is written to OUT/best; all scores to OUT/judged.json. What is there already is
-not trained again, and a run that was stopped goes on.
+`mexma-train small` with seeds of their own; batches take groups of sentences that are alike (`alike=`), and
+translations that say the same are no negatives (`same_above=`). The first command goes on from the weights
+that `benchmarks.default_model_runs` chose and suits a CPU: a run of 147,000 pairs took less than half an hour of two
+cores with AMX. The second makes three runs of 786,000 pairs at the same time, which took four minutes of
+an H100: two from where the first ended, one of them in larger batches, and one from the centred backbone. The
+runs' weights are averaged, with one another and with the start, and what finds most held-out pairs, mean
+over the parts, is written to OUT/best; all scores to OUT/judged.json. What is there already is not trained
+again, and a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -20,13 +24,24 @@ import sys
 from pathlib import Path
 
 from benchmarks.default_model_runs import Weights, make_judge, mean, read
+from benchmarks.default_model_runs import train as train_together
 from training.checkpoint import load_checkpoint, save_checkpoint
 
-SETTINGS = [
-    "alike=32", "same_above=0.95", "bucket_batches=192", "batch_pairs=256", "learning_rate=1e-4",
-    "centre_texts=0", "most_per_source=0", "hold_out_fraction=0", "validate_every=1000000",
-    "save_every=192", "keep_last=1",
+COMMON = [
+    "same_above=0.95", "centre_texts=0", "most_per_source=0", "hold_out_fraction=0",
+    "validate_every=1000000", "save_every=192", "keep_last=1",
 ]  # fmt: skip
+ON_CPU = [*COMMON, "alike=32", "bucket_batches=192", "batch_pairs=256", "learning_rate=1e-4"]
+# Groups are found among 49,152 pairs in all of them.
+ON_GPU = {
+    "centred": ["alike=32", "bucket_batches=48", "batch_pairs=1024", "learning_rate=2e-4", "seed=1"],
+    "start": ["alike=32", "bucket_batches=48", "batch_pairs=1024", "learning_rate=1e-4", "seed=11"],
+    "larger": [
+        "alike=64", "bucket_batches=24", "batch_pairs=2048", "learning_rate=2e-4", "seed=12",
+        "recompute=true",
+    ],
+}  # fmt: skip
+GPU_PAIRS = 786_432
 SHARES_OF_START = (0.1, 0.25)
 HELD_OUT_PAIRS = 1000
 
@@ -36,6 +51,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--start", required=True, help="checkpoint to go on from")
+    p.add_argument("--centred", help="the centred backbone: three runs at once, for a GPU")
     p.add_argument("--data", nargs="+", required=True, help="pairs to train on")
     p.add_argument("--hold-out", nargs="+", required=True, help="pairs to choose by")
     p.add_argument("--decontaminate", nargs="+", default=[], help="what training must not see")
@@ -67,12 +83,25 @@ def main() -> None:
     runs = []
     lists = {"data": a.data, "hold_out": a.hold_out, "decontaminate": a.decontaminate}
     given = [f"{k}={','.join(v)}" for k, v in lists.items() if v]
-    for seed, pairs in enumerate(a.pairs, start=a.first_seed):
-        out = a.out / f"seed-{seed}"
-        train(out, [*SETTINGS, f"backbone={a.start}", *given, f"pairs={pairs}", f"seed={seed}"])
+    if a.centred:
+        starts = {"centred": a.centred, "start": a.start, "larger": a.start}
+        outs = {name: a.out / name for name in ON_GPU}
+        train_together({
+            out: [*COMMON, f"backbone={starts[name]}", *given, f"pairs={GPU_PAIRS}", *ON_GPU[name]]
+            for name, out in outs.items() if not (out / "final").exists()
+        })  # fmt: skip
+    else:
+        outs = {
+            f"seed-{seed}": a.out / f"seed-{seed}"
+            for seed in range(a.first_seed, a.first_seed + len(a.pairs))
+        }
+        for seed, pairs in enumerate(a.pairs, start=a.first_seed):
+            own = [f"backbone={a.start}", *given, f"pairs={pairs}", f"seed={seed}"]
+            train(outs[f"seed-{seed}"], [*ON_CPU, *own])
+    for name, out in outs.items():
         runs.append(read(out))
-        candidates[out.name] = runs[-1]
-        scores[out.name] = judge(out.name, runs[-1])
+        candidates[name] = runs[-1]
+        scores[name] = judge(name, runs[-1])
     if len(runs) > 1:
         candidates["mean"] = mean(runs)
         scores["mean"] = judge("mean", candidates["mean"])

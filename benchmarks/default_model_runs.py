@@ -173,13 +173,14 @@ def make_judge(
 
 
 def train(runs: dict[Path, list[str]]) -> None:
-    """All at once, each a process."""
+    """All at once, each a process; one that was stopped goes on."""
     threads = str(max(1, (os.cpu_count() or 1) // len(runs)))
     environment = os.environ | {"OMP_NUM_THREADS": threads}
     begun = []
     for out, settings in runs.items():
-        command = [sys.executable, "-m", "training", "small", *settings, "--out", str(out)]
-        with open(f"{out}.log", "w") as log:  # noqa: PTH123
+        what = ["resume"] if (out / "recipe.json").exists() else ["small", *settings]
+        command = [sys.executable, "-m", "training", *what, "--out", str(out)]
+        with open(f"{out}.log", "a") as log:  # noqa: PTH123
             begun.append(
                 subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
             )
