@@ -76,53 +76,21 @@ def export(
     """
     check_replaceable(out)
     bounds = parity.BOUNDS[precision]
-    encoder = checkpoint.encoder
-    config = encoder.config
-    tokenizer_json = minified(checkpoint.tokenizer_json)
-    tokenizer = TextTokenizer(tokenizer_json, max_tokens=checkpoint.max_tokens)
+    config = checkpoint.encoder.config
     tell: Say = say or (lambda _: None)
     tell(f"tracing {config.layers} layers of {config.hidden}, storing as {precision}")
-    model = build(traced or encoder, precision, token_states=token_states)
-
-    packed_model = None
-    if precision == "fp16":
-        packed_model = packed.trace(traced or encoder, token_states=token_states)
-
     with replace_directory(out) as directory:
-        (directory / TOKENIZER).write_bytes(tokenizer_json)
-        if packed_model is not None:
-            packed.save_beside(model, packed_model, directory, MODEL)
-            files: tuple[str, ...] = (MODEL, PACKED, EXTERNAL, TOKENIZER)
-        else:
-            large = weight_bytes(model) > largest_inline_bytes
-            onnx_ir.save(model, directory / MODEL, external_data=EXTERNAL if large else None)
-            files = (MODEL, TOKENIZER, *((EXTERNAL,) if large else ()))
-        del model, packed_model
-        manifest = Manifest(
-            name=name or default_name(checkpoint, precision),
-            dim=config.dim,
-            max_tokens=checkpoint.max_tokens,
-            vocabulary_size=tokenizer.vocabulary_size,
-            pad_id=config.pad_id,
-            pooling=config.pooling,
-            precision=precision,
-            prefix=checkpoint.prefix,
-            files={file: hash_file(directory / file) for file in files},
-            input_names=graph.INPUTS,
-            output_name=graph.OUTPUT,
-            token_output_name=graph.TOKEN_OUTPUT if token_states else None,
-            architecture={k: v for k, v in asdict(config).items() if "dropout" not in k},
-            source={**checkpoint.source, **({"licence": licence} if licence else {})},
-            exporter=versions(),
-        )
-        write_manifest(directory, manifest)
+        manifest = write_unproved(
+            checkpoint, directory, precision=precision, name=name, licence=licence,
+            token_states=token_states, largest_inline_bytes=largest_inline_bytes, traced=traced,
+        )  # fmt: skip
         served = OnnxEncoder(directory)
         tell("proving it against torch; this takes most of the time")
         others: list[parity.Other] = []
         if served.session.engine != "onnxruntime":
             others.append(OnnxEncoder(directory, engine="onnxruntime"))
         with ExitStack() as proof:
-            if PACKED in files:
+            if PACKED in manifest.files:
                 threads = served.session.threads
                 others.append(
                     proof.enter_context(packed.PackedOnCpu(directory, manifest, threads=threads))
@@ -134,6 +102,58 @@ def export(
         write_manifest(directory, manifest)
     size = sum(record.bytes for record in manifest.files.values())
     return Exported(out, manifest, size)
+
+
+def write_unproved(
+    checkpoint: Checkpoint,
+    directory: Path,
+    *,
+    precision: str,
+    name: str | None = None,
+    licence: str | None = None,
+    token_states: bool = False,
+    largest_inline_bytes: int = LARGEST_INLINE_BYTES,
+    traced: Encoder | None = None,
+) -> Manifest:
+    """All files of an artifact into a directory that is there, which the gate has not seen yet.
+
+    What is to be served comes from `export`, whose arguments these are. Raises ArtifactError as it does.
+    """
+    encoder = traced or checkpoint.encoder
+    tokenizer_json = minified(checkpoint.tokenizer_json)
+    tokenizer = TextTokenizer(tokenizer_json, max_tokens=checkpoint.max_tokens)
+    model = build(encoder, precision, token_states=token_states)
+    (directory / TOKENIZER).write_bytes(tokenizer_json)
+    if precision == "fp16":
+        packed_model = packed.trace(encoder, token_states=token_states)
+        packed.save_beside(model, packed_model, directory, MODEL)
+        files: tuple[str, ...] = (MODEL, PACKED, EXTERNAL, TOKENIZER)
+        del packed_model
+    else:
+        large = weight_bytes(model) > largest_inline_bytes
+        onnx_ir.save(model, directory / MODEL, external_data=EXTERNAL if large else None)
+        files = (MODEL, TOKENIZER, *((EXTERNAL,) if large else ()))
+    del model
+    config = checkpoint.encoder.config
+    manifest = Manifest(
+        name=name or default_name(checkpoint, precision),
+        dim=config.dim,
+        max_tokens=checkpoint.max_tokens,
+        vocabulary_size=tokenizer.vocabulary_size,
+        pad_id=config.pad_id,
+        pooling=config.pooling,
+        precision=precision,
+        prefix=checkpoint.prefix,
+        files={file: hash_file(directory / file) for file in files},
+        input_names=graph.INPUTS,
+        output_name=graph.OUTPUT,
+        token_output_name=graph.TOKEN_OUTPUT if token_states else None,
+        architecture={k: v for k, v in asdict(config).items() if "dropout" not in k},
+        source={**checkpoint.source, **({"licence": licence} if licence else {})},
+        exporter=versions(),
+    )
+    write_manifest(directory, manifest)
+    return manifest
 
 
 def default_name(checkpoint: Checkpoint, precision: str) -> str:

@@ -23,7 +23,7 @@ from mexma.sample import parallel_pairs
 from mexma.text import TokenBatch
 from model_export import graph
 from model_export.__main__ import main, parser
-from model_export.export import minified
+from model_export.export import minified, write_unproved
 from tests.tiny import (
     MAX_TOKENS,
     tiny_artifact,
@@ -126,6 +126,18 @@ def test_twice_the_same_bytes(artifacts, tmp_path):
     for precision in ("fp32", "fp16", "compact"):
         again = tiny_artifact(tmp_path / precision, precision=precision, token_states=True)
         assert again.manifest.fingerprint == artifacts[precision].manifest.fingerprint
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_the_gate_has_not_seen_is_the_same_and_says_so(artifacts, tmp_path, precision):
+    place = tmp_path / "artifact"
+    place.mkdir()
+    write_unproved(
+        tiny_checkpoint(tmp_path / "checkpoint"), place, precision=precision, token_states=True
+    )
+    manifest = open_artifact(place).manifest
+    assert manifest.files == artifacts[precision].manifest.files
+    assert manifest.parity == {}
 
 
 def test_nothing_of_this_machine_is_inside(artifacts, tmp_path):
