@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def result_file(what: str, accelerator: str = "") -> Path:
     hardware = accelerator or f"{_cpuinfo('model name')} {cores}c"
     name = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
     return RESULTS / f"{what}_{name}_{datetime.date.today().isoformat()}.md"
+
+
+def say(what: str, started: float) -> None:
+    """A line of progress. started: of `time.perf_counter`."""
+    print(f"{time.perf_counter() - started:6.1f} s  {what}", flush=True)
 
 
 def _cpuinfo(key: str) -> str:

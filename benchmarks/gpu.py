@@ -2,6 +2,10 @@
 
     python -m benchmarks.gpu                      # random weights, XLM-R large's shape and the default's
     python -m benchmarks.gpu --checkpoint DIR     # the default's shape with trained weights
+    python -m benchmarks.gpu --only default,search --out FOLDER
+
+Each step prints a line with the seconds since the start, and each section is in the results file as
+soon as it is measured, so that a run that is cut off keeps what it has.
 
 Measures, in one interleaved run, with the same sentences in the same batches: this project's
 session (ONNX Runtime, fp16, fused attention), the same graph packed (no padding at all;
@@ -9,27 +13,29 @@ PackedMultiHeadAttention, which has a CUDA kernel only), torch fp16 padded with
 scaled_dot_product_attention, torch fp16 packed with varlen_attn, sentence-transformers in fp16
 where it is installed. Before any is timed, its vectors are compared with torch fp32's; what
 misses `LEAST_COSINE` is reported, and not timed. Everything is divided by the fp16 GEMM rate
-that this device shows at these shapes and at 8192 cubed.
+that this device shows at these shapes and at 8192 cubed. What a shape costs at its first use, where
+libraries build plans for it, is told apart from what it costs again.
 
 Then searches of a million rows in the GPU's memory, beside the exact scan (`benchmarks.gpu_search`).
 
 What is not there (CUDA, onnxruntime-gpu, faiss-gpu, sentence-transformers) is named in the table, so that
 one run on a new machine says what to install. On a CPU shapes are small, precision is fp32,
-nothing is kept, and times mean nothing: it is there to show that the script runs to its end.
+nothing is kept unless `--out` says where, and times mean nothing: it is there to show that the script runs to its end.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -45,17 +51,18 @@ from onnx.reference.op_run import OpRun
 from torch import Tensor, nn
 
 from benchmarks import gpu_search
-from benchmarks.circumstances import circumstances, result_file
+from benchmarks.circumstances import RESULTS, circumstances, result_file, say
 from benchmarks.export_large import SHAPE as LARGE
 from benchmarks.export_large import random_checkpoint
-from mexma.artifact import TOKENIZER, Artifact, open_artifact
+from mexma.artifact import TOKENIZER, Artifact, open_artifact, replace_directory
 from mexma.batching import split_batches
 from mexma.errors import MexmaError
 from mexma.sample import tatoeba_sample
 from mexma.session import Session
 from mexma.text import TextTokenizer, TokenBatch
 from model_export import graph
-from model_export.export import export
+from model_export.export import export, write_unproved
+from model_export.progress import Say
 from service.settings import DEFAULT_MODEL
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.encoder import Encoder, EncoderConfig
@@ -65,13 +72,16 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 HALF = torch.float16 if CUDA else torch.float32
 LEAST_COSINE = 0.999
-ROUNDS = 5 if CUDA else 1
+ROUNDS = 3 if CUDA else 1
 AT_ONCE = 2
 REPLAYED_TOKENS = 32
 DEFAULT = EncoderConfig(
     vocabulary=250_037, hidden=384, layers=12, heads=12, intermediate=1536, positions=514,
     first_position=2, pad_id=1, norm_eps=1e-12, pooling="mean",
 )  # fmt: skip
+SHAPES = {"default": ("the default's shape", DEFAULT), "large": ("XLM-R large's shape", LARGE)}
+PARTS = (*SHAPES, "search")
+NEW_LENGTHS = 12  # of 3 to 60 tokens
 # Sentences of one to a few tokens up to the limit: mean about 24, as users' are.
 SENTENCES = 8192 if CUDA else 24
 
@@ -83,47 +93,93 @@ Run = Callable[[list[Ids]], Vectors]
 @dataclass
 class Way:
     """A way to embed. run: None where it is not there, for the reason given. single_only: takes one
-    sentence at a time. overlapped: seconds with `AT_ONCE` batches under way."""
+    sentence at a time. looked_into: also with larger batches, and kernel by kernel. first_s: seconds of
+    the first pass over the batches; seconds: of later ones; overlapped: with `AT_ONCE` batches under way.
+    new_ms, again_ms: one sentence of a length that was not seen before, and of the same one again."""
 
     name: str
     run: Run | None
     reason: str = ""
     single_only: bool = False
+    looked_into: bool = True
     cosine: float = float("nan")
-    seconds: list[float] | None = None
-    overlapped: list[float] | None = None
+    first_s: float = float("nan")
+    seconds: list[float] = field(default_factory=list)
+    overlapped: list[float] = field(default_factory=list)
     single_ms: float = float("nan")
+    new_ms: float = float("nan")
+    again_ms: float = float("nan")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--checkpoint", help="weights for the default's shape; else random ones")
     p.add_argument("--batch-tokens", type=int, default=16_384 if CUDA else 256)
     p.add_argument("--keep", type=Path, help="folder that keeps the artifacts, to serve them")
-    a = p.parse_args()
-    lines = ["# Engines on a GPU", "", circumstances("torch", "onnxruntime-gpu", "onnxruntime"), ""]
-    lines += [hardware(), ""]
-    print("\n".join(lines), flush=True)
-    trained = load_checkpoint(a.checkpoint) if a.checkpoint else None
-    tokenizer_json = trained.tokenizer_json if trained else (DEFAULT_MODEL / TOKENIZER).read_bytes()
-    sequences = read_sentences(tokenizer_json)
-    for title, config in (("the default's shape", DEFAULT), ("XLM-R large's shape", LARGE)):
-        if trained and config is DEFAULT and CUDA:
-            checkpoint = trained
-        else:
-            checkpoint = random_checkpoint(config if CUDA else small(config), tokenizer_json)
-        with nullcontext(a.keep) if a.keep else tempfile.TemporaryDirectory() as folder:
-            place = Path(folder) / ("large" if config is LARGE else "default")
-            found = measure(title, checkpoint, sequences, a.batch_tokens, place)
-        print("\n".join(found), flush=True)
-        lines += found
-    found = gpu_search.lines()
-    print("\n".join(found), flush=True)
-    text = "\n".join([*lines, *found]) + "\n"
-    if CUDA:
-        result_file("gpu", torch.cuda.get_device_name()).write_text(text)
+    p.add_argument("--only", type=parts, default=PARTS, help=f"of {', '.join(PARTS)}, by commas")
+    p.add_argument(
+        "--out", type=Path, default=RESULTS if CUDA else None, help="folder for the report"
+    )
+    a = p.parse_args(argv)
+    run(a, partial(say, started=time.perf_counter()))
+
+
+def parts(text: str) -> Sequence[str]:
+    """Names of parts, in their own order."""
+    asked = set(text.split(","))
+    if unknown := asked - set(PARTS):
+        raise argparse.ArgumentTypeError(
+            f"expected some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}"
+        )
+    return [name for name in PARTS if name in asked]
+
+
+def run(a: argparse.Namespace, say: Say) -> None:
+    """All parts that were asked for. Whatever is known is printed and in the file at once."""
+    what = "gpu" if len(a.only) == len(PARTS) else f"gpu_{'_'.join(a.only)}"
+    device, written = torch.cuda.get_device_name() if CUDA else "", ""
+    file = a.out and a.out / result_file(what, device).name
+    for section in sections(a, say):
+        print(section, flush=True)
+        written += section + "\n"
+        if file:
+            file.write_text(written)
+
+
+def sections(a: argparse.Namespace, say: Say) -> Iterator[str]:
+    """The report piece by piece."""
+    yield f"# Engines on a GPU\n\n{circumstances('torch', 'onnxruntime-gpu', 'onnxruntime')}\n"
+    yield f"{hardware()}\n"
+    shapes = [name for name in a.only if name in SHAPES]
+    if shapes:
+        trained = None
+        if a.checkpoint:  # one of Hugging Face without modules.json does not say how it pools
+            trained = load_checkpoint(a.checkpoint, pooling="mean", prefix="", max_tokens=512)
+        tokenizer_json = (
+            trained.tokenizer_json if trained else (DEFAULT_MODEL / TOKENIZER).read_bytes()
+        )
+        sequences = read_sentences(tokenizer_json)
+        say(f"{len(sequences)} sentences tokenised")
+        for name in shapes:
+            title, config = SHAPES[name]
+            weights = trained if config is DEFAULT and CUDA else None
+            checkpoint = weights or random_checkpoint(
+                config if CUDA else small(config), tokenizer_json, DEVICE
+            )
+            say(f"{name}: weights are there")
+            with nullcontext(a.keep) if a.keep else tempfile.TemporaryDirectory() as folder:
+                yield from measure(
+                    title, checkpoint, sequences, a.batch_tokens, Path(folder) / name,
+                    partial(tell, say, name), proved=weights is not None,
+                )  # fmt: skip
+    if "search" in a.only:
+        yield from gpu_search.lines(say)
+
+
+def tell(say: Say, part: str, what: str) -> None:
+    say(f"{part}: {what}")
 
 
 def small(config: EncoderConfig) -> EncoderConfig:
@@ -175,9 +231,18 @@ def read_sentences(tokenizer_json: bytes) -> list[Ids]:
 
 
 def measure(
-    title: str, checkpoint: Checkpoint, sequences: list[Ids], batch_tokens: int, folder: Path
-) -> list[str]:
-    """The table of one shape, in Markdown. folder: gets the artifact and a checkpoint."""
+    title: str,
+    checkpoint: Checkpoint,
+    sequences: list[Ids],
+    batch_tokens: int,
+    folder: Path,
+    say: Say,
+    *,
+    proved: bool,
+) -> Iterator[str]:
+    """The tables of one shape, in Markdown. folder: gets the artifact and a checkpoint. proved: the
+    artifact has to pass the export's gate, which takes long and says nothing of random weights that
+    the comparison here does not."""
     config = checkpoint.encoder.config
     encoder = checkpoint.encoder.to(DEVICE).eval()
     lengths = [len(s) for s in sequences]
@@ -187,14 +252,15 @@ def measure(
     ]
     few = sequences[:64]  # of all lengths, so that masks matter
     reference = padded(encoder)(few)
-    half = Encoder(config).to(DEVICE, HALF).eval()
-    half.load_state_dict(encoder.state_dict())
-    ways = [
-        *our_sessions(checkpoint, folder),
-        packed_graph(half),
-        Way("torch, padded, SDPA", padded(half)),
+    half = copy.deepcopy(encoder).to(DEVICE, HALF).eval()
+    say("on the device")
+    ways = our_sessions(checkpoint, folder, say, proved=proved)
+    ways.append(packed_graph(half))
+    say("packed graph traced and loaded")
+    ways += [
+        Way("torch, padded, SDPA", padded(half), looked_into=False),
         Way("torch, packed, varlen_attn" if CUDA else "torch, packed", packed(half)),
-        sentence_transformers(checkpoint, folder),
+        sentence_transformers(checkpoint, folder, say),
     ]
     for way in ways:
         if way.run is not None:
@@ -202,25 +268,66 @@ def measure(
                 i for i, s in enumerate(few) if len(s) <= REPLAYED_TOKENS or not way.single_only
             ]
             check(way, [few[i] for i in rows], reference[rows])
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        for _ in range(ROUNDS + 1):  # the first warms up
-            for way in ways:
-                if way.run is None or way.single_only:
-                    continue
-                took = timed(partial(every, map, way.run, batches))
-                way.seconds = [] if way.seconds is None else [*way.seconds, took]
-                took = timed(partial(every, threads.map, way.run, batches))
-                way.overlapped = [] if way.overlapped is None else [*way.overlapped, took]
-    one = [min(sequences, key=lambda s: abs(len(s) - 24))]
+    say("compared with torch fp32")
     for way in ways:
         if way.run is not None:
-            times = [timed(partial(way.run, one)) for _ in range(50 if CUDA else 2)]
-            way.single_ms = 1000 * statistics.median(times)
-    found = table(title, config, ways, lengths, batches)
-    found += larger_batches(config, ways, sequences, batch_tokens)
+            time_singles(way, sequences)
+    say("one sentence at a time")
+    there = [way for way in ways if way.run is not None and not way.single_only]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for turn in range(ROUNDS + 1):
+            for way in there:
+                assert way.run is not None
+                apart = timed(partial(every, map, way.run, batches))
+                at_once = timed(partial(every, threads.map, way.run, batches))
+                if turn:
+                    way.seconds.append(apart)
+                    way.overlapped.append(at_once)
+                else:  # also warms up
+                    way.first_s = apart
+            say(f"round {turn} of {ROUNDS}")
+    yield "\n".join(table(title, config, ways, lengths, batches))
+    yield "\n".join(new_shapes(ways, len(batches)))
+    looked_into = [way for way in there if way.looked_into]
+    yield "\n".join(larger_batches(config, looked_into, sequences, batch_tokens))
+    say("larger batches")
     if CUDA:
-        found += profiles(ways, batches[len(batches) // 2])
-    return found
+        yield "\n".join(profiles(looked_into, batches[len(batches) // 2]))
+        say("kernels")
+
+
+def time_singles(way: Way, sequences: list[Ids]) -> None:
+    """One sentence at a time: of one length again and again, then of lengths not seen before."""
+    run = way.run
+    assert run is not None
+    one = [min(sequences, key=lambda s: abs(len(s) - 24))]
+    times = [timed(partial(run, one)) for _ in range(50 if CUDA else 2)]
+    way.single_ms = 1000 * statistics.median(times)
+    longest = max(sequences, key=len)
+    lengths = [n for n in range(3, min(60, len(longest)) + 1) if n != len(one[0])]
+    drawn = np.random.default_rng(0).choice(lengths, NEW_LENGTHS, replace=False)
+    cut = [[longest[:n]] for n in drawn if n <= REPLAYED_TOKENS or not way.single_only]
+    new, again = ([timed(partial(run, s)) for s in cut] for _ in range(2))
+    way.new_ms, way.again_ms = (1000 * statistics.median(times) for times in (new, again))
+
+
+def new_shapes(ways: Sequence[Way], batches: int) -> list[str]:
+    """What a shape costs at its first use."""
+    lines = [
+        f"Shapes at their first use: the first pass over the {batches} batches beside the median of later ones, and one "
+        f"sentence of a length that was not seen before, the median over {NEW_LENGTHS} lengths of 3 to 60 tokens, beside the same "
+        "ones again. A service sees new shapes all the time.", "",
+        "| | first pass, s | later, s | one of a new length, ms | the same again, ms |",
+        "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for way in ways:
+        if way.run is None:
+            continue
+        passes = " | "
+        if way.seconds:
+            passes = f"{way.first_s:.2f} | {statistics.median(way.seconds):.2f}"
+        lines.append(f"| {way.name} | {passes} | {way.new_ms:.2f} | {way.again_ms:.2f} |")
+    return [*lines, ""]
 
 
 def larger_batches(
@@ -231,23 +338,25 @@ def larger_batches(
     operations = sum(flops(config, n) for n in lengths)
     peak = gemm_rate(8192, 8192, 8192) if CUDA else float("nan")
     sizes = [batch_tokens * factor for factor in (1, 2, 4)]
-    there = [way for way in ways if way.run is not None and not way.single_only]
     lines = [
         f"% of the GEMM peak with batches of so many tokens, {AT_ONCE} at once:", "",
         "| | " + " | ".join(f"{size:,}" for size in sizes) + " |",
         "|---|" + "---|" * len(sizes),
     ]  # fmt: skip
-    shares: dict[str, list[str]] = {way.name: [] for way in there}
+
+    def share(times: list[float]) -> str:
+        return f"{operations / statistics.median(times) / peak:.0%}" if CUDA else "-"
+
+    shares = {way.name: [share(way.overlapped)] for way in ways}
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        for size in sizes:
+        for size in sizes[1:]:
             split = split_batches(lengths, max_tokens=size, max_items=size // 16)
             batches = [[sequences[i] for i in rows] for rows in split]
-            for way in there:
+            for way in ways:
                 assert way.run is not None
                 work = partial(every, threads.map, way.run, batches)
-                times = [timed(work) for _ in range(4 if CUDA else 1)]
-                share = operations / statistics.median(times[-3:]) / peak
-                shares[way.name].append(f"{share:.0%}" if CUDA else "-")
+                times = [timed(work) for _ in range(ROUNDS + 1)]
+                shares[way.name].append(share(times[1:]))
     return [*lines, *(f"| {name} | {' | '.join(row)} |" for name, row in shares.items()), ""]
 
 
@@ -260,8 +369,7 @@ def profiles(ways: Sequence[Way], batch: list[Ids]) -> list[str]:
     """Where the device's time goes in one batch: kernels by their share, for each way."""
     lines = [f"Kernels by their share of the device's time, a batch of {len(batch)} sentences:", ""]
     for way in ways:
-        if way.run is None or way.single_only:
-            continue
+        assert way.run is not None
         kinds = torch.profiler.ProfilerActivity
         try:
             with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profiler:
@@ -321,8 +429,6 @@ def table(
         if way.single_only:
             lines.append(f"| {way.name} | {way.cosine:.6f} | | | | | {way.single_ms:.2f} |")
             continue
-        assert way.seconds
-        assert way.overlapped
         apart, at_once = statistics.median(way.seconds), statistics.median(way.overlapped)
         lines.append(
             f"| {way.name} | {way.cosine:.6f} | {len(lengths) / apart:,.0f} | {len(lengths) / at_once:,.0f} | "
@@ -365,18 +471,21 @@ def packed(encoder: Encoder) -> Run:
     return run
 
 
-def our_sessions(checkpoint: Checkpoint, folder: Path) -> list[Way]:
+def our_sessions(checkpoint: Checkpoint, folder: Path, say: Say, *, proved: bool) -> list[Way]:
     """What the service runs, on this device and, for the parity of one file on both, on the CPU."""
-    precision = "fp16" if CUDA else "fp32"
+    precision, out = "fp16" if CUDA else "fp32", folder / "artifact"
     checkpoint.encoder.cpu()
     try:
-        out = export(
-            checkpoint, folder / "artifact", precision=precision, sentences_per_language=1
-        ).path
+        if proved:
+            export(checkpoint, out, precision=precision, sentences_per_language=1)
+        else:
+            with replace_directory(out) as directory:
+                write_unproved(checkpoint, directory, precision=precision)
     except MexmaError as error:
         return [Way(f"this project's session, {precision}", None, f"not exported: {error}")]
     finally:
         checkpoint.encoder.to(DEVICE)
+    say("exported")
     artifact = open_artifact(out)
 
     def way(device: Any) -> Way:
@@ -387,9 +496,9 @@ def our_sessions(checkpoint: Checkpoint, folder: Path) -> list[Way]:
             return Way(name, None, str(error))
         return Way(name, lambda s: session.run(TokenBatch.pad(s, artifact.manifest.pad_id)))
 
-    if not CUDA:
-        return [way("cuda"), way("cpu")]
-    return [way("cuda"), replayed(artifact, checkpoint.encoder.config)]
+    ways = [way("cuda"), replayed(artifact, checkpoint.encoder.config) if CUDA else way("cpu")]
+    say("our sessions loaded")
+    return ways
 
 
 def replayed(artifact: Artifact, config: EncoderConfig) -> Way:
@@ -576,7 +685,7 @@ def write_modules(checkpoint: Checkpoint, how: str, folder: Path) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 
-def sentence_transformers(checkpoint: Checkpoint, folder: Path) -> Way:
+def sentence_transformers(checkpoint: Checkpoint, folder: Path, say: Say) -> Way:
     """The usual library with the same weights, in fp16, given the same token ids."""
     name = "sentence-transformers, fp16"
     try:
@@ -584,9 +693,11 @@ def sentence_transformers(checkpoint: Checkpoint, folder: Path) -> Way:
         from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     except ImportError:
         return Way(name, None, "not installed")
+    say("sentence-transformers imported")
     saved = folder / "checkpoint"
     how = "cls" if checkpoint.encoder.config.pooling == "first_token" else "mean"
     save_checkpoint(saved, checkpoint, more=partial(write_modules, checkpoint, how))
+    say("checkpoint saved")
     try:
         body = Transformer(str(saved))
         pooling = Pooling(checkpoint.encoder.config.hidden, how)
@@ -594,6 +705,7 @@ def sentence_transformers(checkpoint: Checkpoint, folder: Path) -> Way:
     except Exception as error:  # noqa: BLE001
         return Way(name, None, f"does not load the checkpoint: {str(error)[:160]}")
     model = model.to(HALF).eval()
+    say("sentence-transformers loaded")
 
     @torch.inference_mode()
     def run(sequences: list[Ids]) -> Vectors:
@@ -606,7 +718,7 @@ def sentence_transformers(checkpoint: Checkpoint, folder: Path) -> Way:
         found: Vectors = nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return found
 
-    return Way(name, run)
+    return Way(name, run, looked_into=False)
 
 
 if __name__ == "__main__":

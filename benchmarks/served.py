@@ -31,7 +31,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.circumstances import RESULTS, circumstances, result_file
+from benchmarks.circumstances import RESULTS, circumstances, result_file, say
 from benchmarks.generators import Generator
 from benchmarks.load import sentences
 from benchmarks.subjects import INFINITY, Subject, has_infinity, infinity, ours, plain
@@ -222,10 +222,6 @@ def main() -> None:
             for subject in subjects:
                 subject.process.wait(60)
     report(arguments, loads, subjects, engine, equal, notes)
-
-
-def say(what: str, started: float) -> None:
-    print(f"{time.perf_counter() - started:6.1f} s  {what}", flush=True)
 
 
 def start(
