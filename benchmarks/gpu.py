@@ -8,8 +8,8 @@ Each step prints a line with the seconds since the start, and each section is in
 soon as it is measured, so that a run that is cut off keeps what it has.
 
 Measures, in one interleaved run, with the same sentences in the same batches: this project's
-session (ONNX Runtime, fp16, fused attention), the same graph packed (no padding at all;
-PackedMultiHeadAttention, which has a CUDA kernel only), torch fp16 padded with
+session (ONNX Runtime, fp16, packed: no padding at all), its padded graph (with
+ORT_ENABLE_CUDNN_FLASH_ATTENTION=1 in the environment with cuDNN's attention), torch fp16 padded with
 scaled_dot_product_attention, torch fp16 packed with varlen_attn, sentence-transformers in fp16
 where it is installed. Before any is timed, its vectors are compared with torch fp32's; what
 misses `LEAST_COSINE` is reported, and not timed. Everything is divided by the fp16 GEMM rate
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import tempfile
 import time
@@ -35,46 +34,43 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx_ir
-import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
-from torch import Tensor, nn
 
 from benchmarks import gpu_search
 from benchmarks.circumstances import RESULTS, circumstances, result_file, say
 from benchmarks.export_large import SHAPE as LARGE
 from benchmarks.export_large import random_checkpoint
-from mexma.artifact import TOKENIZER, Artifact, open_artifact, replace_directory
+from benchmarks.gpu_ways import (
+    CUDA,
+    DEVICE,
+    HALF,
+    REPLAYED_TOKENS,
+    Ids,
+    Run,
+    Vectors,
+    Way,
+    our_sessions,
+    packed,
+    padded,
+    sentence_transformers,
+)
+from mexma.artifact import TOKENIZER
 from mexma.batching import split_batches
-from mexma.errors import MexmaError
 from mexma.sample import tatoeba_sample
-from mexma.session import Session
-from mexma.text import TextTokenizer, TokenBatch
-from model_export import graph
-from model_export.export import export, write_unproved
+from mexma.text import TextTokenizer
 from model_export.progress import Say
 from service.settings import DEFAULT_MODEL
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.encoder import Encoder, EncoderConfig
-from training.packing import Packed, sentence_vectors, token_states
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.encoder import EncoderConfig
 
-CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
-HALF = torch.float16 if CUDA else torch.float32
 LEAST_COSINE = 0.999
 ROUNDS = 3 if CUDA else 1
 AT_ONCE = 2
-REPLAYED_TOKENS = 32
 DEFAULT = EncoderConfig(
     vocabulary=250_037, hidden=384, layers=12, heads=12, intermediate=1536, positions=514,
     first_position=2, pad_id=1, norm_eps=1e-12, pooling="mean",
@@ -84,31 +80,6 @@ PARTS = (*SHAPES, "search")
 NEW_LENGTHS = 12  # of 3 to 60 tokens
 # Sentences of one to a few tokens up to the limit: mean about 24, as users' are.
 SENTENCES = 8192 if CUDA else 24
-
-Ids = NDArray[np.int64]
-Vectors = NDArray[np.float32]
-Run = Callable[[list[Ids]], Vectors]
-
-
-@dataclass
-class Way:
-    """A way to embed. run: None where it is not there, for the reason given. single_only: takes one
-    sentence at a time. looked_into: also with larger batches, and kernel by kernel. first_s: seconds of
-    the first pass over the batches; seconds: of later ones; overlapped: with `AT_ONCE` batches under way.
-    new_ms, again_ms: one sentence of a length that was not seen before, and of the same one again."""
-
-    name: str
-    run: Run | None
-    reason: str = ""
-    single_only: bool = False
-    looked_into: bool = True
-    cosine: float = float("nan")
-    first_s: float = float("nan")
-    seconds: list[float] = field(default_factory=list)
-    overlapped: list[float] = field(default_factory=list)
-    single_ms: float = float("nan")
-    new_ms: float = float("nan")
-    again_ms: float = float("nan")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -255,8 +226,6 @@ def measure(
     half = copy.deepcopy(encoder).to(DEVICE, HALF).eval()
     say("on the device")
     ways = our_sessions(checkpoint, folder, say, proved=proved)
-    ways.append(packed_graph(half))
-    say("packed graph traced and loaded")
     ways += [
         Way("torch, padded, SDPA", padded(half), looked_into=False),
         Way("torch, packed, varlen_attn" if CUDA else "torch, packed", packed(half)),
@@ -442,283 +411,6 @@ def flops(config: EncoderConfig, tokens: int) -> float:
     h, f = config.hidden, config.intermediate
     per_token = 2 * (4 * h * h + 2 * h * f) + 4 * tokens * h
     return float(config.layers * tokens * per_token)
-
-
-# The ways -----------------------------------------------------------------------------------
-
-
-def padded(encoder: Encoder) -> Run:
-    @torch.inference_mode()
-    def run(sequences: list[Ids]) -> Vectors:
-        batch = TokenBatch.pad(sequences, encoder.config.pad_id)
-        ids, mask = (
-            torch.from_numpy(x).to(DEVICE, non_blocking=True) for x in (batch.ids, batch.mask)
-        )
-        found: Vectors = encoder(ids, mask).float().cpu().numpy()
-        return found
-
-    return run
-
-
-def packed(encoder: Encoder) -> Run:
-    @torch.inference_mode()
-    def run(sequences: list[Ids]) -> Vectors:
-        batch = Packed.of(sequences).to(DEVICE)
-        pooled = sentence_vectors(encoder, token_states(encoder, batch), batch)
-        found: Vectors = nn.functional.normalize(pooled, dim=-1).cpu().numpy()
-        return found
-
-    return run
-
-
-def our_sessions(checkpoint: Checkpoint, folder: Path, say: Say, *, proved: bool) -> list[Way]:
-    """What the service runs, on this device and, for the parity of one file on both, on the CPU."""
-    precision, out = "fp16" if CUDA else "fp32", folder / "artifact"
-    checkpoint.encoder.cpu()
-    try:
-        if proved:
-            export(checkpoint, out, precision=precision, sentences_per_language=1)
-        else:
-            with replace_directory(out) as directory:
-                write_unproved(checkpoint, directory, precision=precision)
-    except MexmaError as error:
-        return [Way(f"this project's session, {precision}", None, f"not exported: {error}")]
-    finally:
-        checkpoint.encoder.to(DEVICE)
-    say("exported")
-    artifact = open_artifact(out)
-
-    def way(device: Any) -> Way:
-        name = f"this project's session, {precision}, {device}"
-        try:
-            session = Session(artifact, device=device)
-        except MexmaError as error:
-            return Way(name, None, str(error))
-        return Way(name, lambda s: session.run(TokenBatch.pad(s, artifact.manifest.pad_id)))
-
-    ways = [way("cuda"), replayed(artifact, checkpoint.encoder.config) if CUDA else way("cpu")]
-    say("our sessions loaded")
-    return ways
-
-
-def replayed(artifact: Artifact, config: EncoderConfig) -> Way:
-    """One sentence of up to `REPLAYED_TOKENS` tokens by a recorded CUDA graph, on bound inputs and output."""
-    name = f"the same, a CUDA graph of 1 x {REPLAYED_TOKENS}"
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1"})
-    try:
-        session = ort.InferenceSession(str(artifact.model), options, providers=[provider])
-        empty = np.zeros((1, REPLAYED_TOKENS), np.int64)
-        inputs = [ort.OrtValue.ortvalue_from_numpy(empty + 1, "cuda", 0) for _ in range(2)]
-        output = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, config.dim), np.float32), "cuda", 0)
-        bound = session.io_binding()
-        for key, value in zip(artifact.manifest.input_names, inputs, strict=True):
-            bound.bind_ortvalue_input(key, value)
-        bound.bind_ortvalue_output(artifact.manifest.output_name, output)
-        for _ in range(3):
-            session.run_with_iobinding(bound)
-    except Exception as error:  # noqa: BLE001  the runtime's own exceptions derive from this
-        return Way(name, None, f"failed: {type(error).__name__}: {str(error)[:160]}")
-
-    def run(sequences: list[Ids]) -> Vectors:
-        found = []
-        for ids in sequences:
-            batch = TokenBatch.pad([ids], config.pad_id)
-            for value, part in zip(inputs, (batch.ids, batch.mask), strict=True):
-                filled = empty + (config.pad_id if part is batch.ids else 0)
-                filled[:, : part.shape[1]] = part
-                value.update_inplace(filled)
-            session.run_with_iobinding(bound)
-            found.append(output.numpy()[0])
-        return np.array(found)
-
-    return Way(name, run, single_only=True)
-
-
-class PackedGraph(nn.Module):
-    """The encoder over tokens end to end, as ONNX Runtime's packed operator wants them."""
-
-    def __init__(self, encoder: Encoder):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(
-        self, ids: Tensor, places: Tensor, rows: Tensor, offsets: Tensor, bounds: Tensor
-    ) -> Tensor:
-        """ids, places, rows int64 `[tokens]`; offsets int32 `[n, longest]`: where tokens lie in
-        a padded batch, then where padding does; bounds int32 `[n + 1]`. Float32 `[n, dim]`."""
-
-        def attention(query: Tensor, key: Tensor, value: Tensor, _: Tensor, heads: int) -> Tensor:
-            query, key, value = (x.squeeze(0) for x in (query, key, value))
-            mixed = torch.onnx.ops.symbolic(
-                "com.microsoft::PackedMultiHeadAttention",
-                (query, key, value, None, offsets, bounds),
-                attrs={"num_heads": heads},
-                dtype=query.dtype,
-                shape=query.shape,
-                version=1,
-            )
-            return mixed.unsqueeze(0)
-
-        # As one row: of products of two dimensions the runtime makes Gemm, whose bias is one more pass over
-        # memory, and no longer finds the biases that it would fuse with gelu and with normalisation.
-        x = self.encoder.embeddings(ids[None], places[None])
-        for layer in self.encoder.layers:
-            x = layer(x, bounds, attention)
-        x = x.squeeze(0)
-        n = bounds.shape[0] - 1
-        if self.encoder.config.pooling == "first_token":
-            pooled = x.index_select(0, bounds[:-1].long()).float()
-        else:
-            lengths = (bounds[1:] - bounds[:-1]).float()
-            pooled = torch.zeros(n, x.shape[1]).index_add(0, rows, x.float()) / lengths[:, None]
-        return nn.functional.normalize(pooled, dim=-1)
-
-
-def packed_graph(half: Encoder) -> Way:
-    """Traced everywhere; run where there is CUDA."""
-    name = "the same graph, packed"
-    encoder = Encoder(half.config)
-    encoder.load_state_dict(half.state_dict())
-    encoder = encoder.eval().requires_grad_(False)
-    graph.fold_biases(encoder)
-    if CUDA:
-        encoder.embeddings.half()
-        encoder.layers.half()
-    tokens, n, longest = (torch.export.Dim(x) for x in ("tokens", "n", "longest"))
-    example = Packed.of([np.arange(3, 8), np.arange(3, 6)])
-    arguments = (example.ids, example.places, example.rows, offsets_of(example), example.bounds)
-    dynamic = (
-        {0: tokens},
-        {0: tokens},
-        {0: tokens},
-        {0: n, 1: longest},
-        {0: torch.export.Dim("m")},
-    )
-    names = ("ids", "places", "rows", "offsets", "bounds")
-    try:
-        with graph._quiet("torch.onnx"):
-            program = torch.onnx.export(
-                PackedGraph(encoder).eval(), arguments, dynamo=True, opset_version=graph.OPSET,
-                input_names=names, output_names=(graph.OUTPUT,), dynamic_shapes=dynamic, verbose=False,
-            )  # fmt: skip
-    except Exception as error:  # noqa: BLE001  the exporter raises many kinds
-        return Way(name, None, f"not traced: {type(error).__name__}: {str(error)[:160]}")
-    assert program is not None
-    if not CUDA:  # its attention has a CUDA kernel only: computed as its documentation says
-        plain = ReferenceEvaluator(program.model_proto, new_ops=[PackedMultiHeadAttention])
-        return Way(f"{name}, by ONNX's reference", fed(plain, set(plain.input_names)))
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        onnx_ir.save(program.model, file, external_data="model.onnx.data")
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            session = ort.InferenceSession(str(file), options, providers=["CUDAExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  the runtime's own exceptions derive from this
-            return Way(name, None, f"the runtime refuses it: {str(error)[:160]}")
-
-    return Way(name, fed(session, {i.name for i in session.get_inputs()}))
-
-
-def fed(session: Any, known: set[str]) -> Run:
-    """known: the graph's inputs; pooling by the first token needs no `rows`."""
-
-    def run(sequences: list[Ids]) -> Vectors:
-        batch = Packed.of(sequences)
-        feed = {
-            "ids": batch.ids, "places": batch.places, "rows": batch.rows,
-            "offsets": offsets_of(batch), "bounds": batch.bounds,
-        }  # fmt: skip
-        (found,) = session.run(None, {k: v.numpy() for k, v in feed.items() if k in known})
-        return np.asarray(found, np.float32)
-
-    return run
-
-
-class PackedMultiHeadAttention(OpRun):
-    """ONNX Runtime's operator, by its documentation, one sequence after the other."""
-
-    op_domain = "com.microsoft"
-
-    def _run(  # type: ignore[no-untyped-def]
-        self, query, key, value, bias, offsets, bounds, *, num_heads, **_
-    ):
-        assert bias is None or bias.size == 0
-        # The cells of tokens come first in `offsets`, in the order of the tokens.
-        assert (np.diff(offsets.ravel()[: len(query)]) > 0).all()
-        mixed = np.empty_like(value)
-        for start, end in pairwise(bounds):
-            q, k, v = (
-                x[start:end].reshape(end - start, num_heads, -1).swapaxes(0, 1)
-                for x in (query, key, value)
-            )
-            score = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1])
-            weight = np.exp(score - score.max(-1, keepdims=True))
-            weight /= weight.sum(-1, keepdims=True)
-            mixed[start:end] = (weight @ v).swapaxes(0, 1).reshape(end - start, -1)
-        return (mixed,)
-
-
-def offsets_of(batch: Packed) -> Tensor:
-    """int32 `[n, longest]`: cells of a padded batch, those with tokens before those without."""
-    there = np.arange(batch.longest) < batch.lengths.numpy()[:, None]
-    cells = np.concatenate([np.flatnonzero(there), np.flatnonzero(~there)])
-    return torch.from_numpy(cells.astype(np.int32).reshape(there.shape))
-
-
-def write_modules(checkpoint: Checkpoint, how: str, folder: Path) -> None:
-    """Say in the library's own files how a saved checkpoint pools, for servers that load it by its path."""
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    described = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(modules)
-    ]
-    (folder / "modules.json").write_text(json.dumps(described))
-    (folder / "1_Pooling").mkdir()
-    pooling = {
-        "word_embedding_dimension": checkpoint.encoder.config.hidden,
-        "pooling_mode_cls_token": how == "cls",
-        "pooling_mode_mean_tokens": how == "mean",
-    }
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-
-
-def sentence_transformers(checkpoint: Checkpoint, folder: Path, say: Say) -> Way:
-    """The usual library with the same weights, in fp16, given the same token ids."""
-    name = "sentence-transformers, fp16"
-    try:
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    except ImportError:
-        return Way(name, None, "not installed")
-    say("sentence-transformers imported")
-    saved = folder / "checkpoint"
-    how = "cls" if checkpoint.encoder.config.pooling == "first_token" else "mean"
-    save_checkpoint(saved, checkpoint, more=partial(write_modules, checkpoint, how))
-    say("checkpoint saved")
-    try:
-        body = Transformer(str(saved))
-        pooling = Pooling(checkpoint.encoder.config.hidden, how)
-        model = SentenceTransformer(modules=[body, pooling], device=DEVICE.type)
-    except Exception as error:  # noqa: BLE001
-        return Way(name, None, f"does not load the checkpoint: {str(error)[:160]}")
-    model = model.to(HALF).eval()
-    say("sentence-transformers loaded")
-
-    @torch.inference_mode()
-    def run(sequences: list[Ids]) -> Vectors:
-        batch = TokenBatch.pad(sequences, checkpoint.encoder.config.pad_id)
-        features = {
-            "input_ids": torch.from_numpy(batch.ids).to(DEVICE),
-            "attention_mask": torch.from_numpy(batch.mask).to(DEVICE),
-        }
-        pooled = model(features)["sentence_embedding"].float()
-        found: Vectors = nn.functional.normalize(pooled, dim=-1).cpu().numpy()
-        return found
-
-    return Way(name, run, looked_into=False)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -89,15 +88,12 @@ def export(
         others: list[parity.Other] = []
         if served.session.engine != "onnxruntime":
             others.append(OnnxEncoder(directory, engine="onnxruntime"))
-        with ExitStack() as proof:
-            if PACKED in manifest.files:
-                threads = served.session.threads
-                others.append(
-                    proof.enter_context(packed.PackedOnCpu(directory, manifest, threads=threads))
-                )
-            report = parity.measure(
-                checkpoint, served, others=others, per_language=sentences_per_language, say=say
-            )
+        if PACKED in manifest.files:
+            threads = served.session.threads
+            others.append(packed.PackedOnCpu(directory, manifest, threads=threads))
+        report = parity.measure(
+            checkpoint, served, others=others, per_language=sentences_per_language, say=say
+        )
         manifest = replace(manifest, parity=parity.check(report, bounds))
         write_manifest(directory, manifest)
     size = sum(record.bytes for record in manifest.files.values())

@@ -27,7 +27,7 @@ from training.encoder import Encoder, sdpa
 
 OPERATOR, DOMAIN = "PackedMultiHeadAttention", "com.microsoft"
 PLAIN = "encoder_on_cpu.onnx"
-"""What the proof runs, next to the weights while it does."""
+"""What the proof runs; next to the weights until it is loaded."""
 
 
 class PackedGraph(Graph):
@@ -101,27 +101,21 @@ def _content(tensor: ir.TensorProtocol) -> tuple[str, bytes]:
 
 
 class PackedOnCpu:
-    """The packed graph of an artifact with attention by a CPU's operator; takes part in the parity gate.
-
-    Use as a context: a graph is written next to the weights meanwhile.
-    """
+    """The packed graph of an artifact with attention by a CPU's operator; takes part in the parity gate."""
 
     engine = "packed, with attention of the padded graph"
 
     def __init__(self, directory: Path, manifest: Manifest, *, threads: int):
-        self._file = directory / PLAIN
         model = ir.load(directory / PACKED)
         on_cpu(model)
-        ir.save(model, self._file)
-        self.session = OnnxRuntime(
-            Artifact(directory, manifest), device="cpu", threads=threads, packed=self._file
-        )
-
-    def __enter__(self) -> PackedOnCpu:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.unlink()
+        file = directory / PLAIN  # the weights are found next to it
+        ir.save(model, file)
+        try:
+            self.session = OnnxRuntime(
+                Artifact(directory, manifest), device="cpu", threads=threads, packed=file
+            )
+        finally:
+            file.unlink()
 
 
 def on_cpu(model: ir.Model) -> None:

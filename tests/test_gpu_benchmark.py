@@ -30,13 +30,13 @@ def test_dry_run():
     assert done.stdout.count(refused) == 2
     cosines = re.findall(r"^\| ([^|]+) \| (\d\.\d{6}) \|", done.stdout, flags=re.M)
     every_shape = {
-        "this project's session, fp32, cpu",
-        "the same graph, packed, by ONNX's reference",
+        "its padded graph",
+        "its packed graph, attention by a CPU's",
         "torch, padded, SDPA",
         "torch, packed",
     }
     assert sorted(name for name, _ in cosines) == sorted([*every_shape, *every_shape])
-    assert {cosine for _, cosine in cosines} == {"1.000000"}
+    assert min(float(cosine) for _, cosine in cosines) > 0.99999
     searched = re.findall(r"^\| 100% \| (1|64) \|.*\| (1.0000) \|$", done.stdout, flags=re.M)
     assert len(searched) == 2 and "not available (indexes on a GPU need" in done.stdout
     steps = re.findall(r"^ +\d+\.\d s  (.+)$", done.stdout, flags=re.M)

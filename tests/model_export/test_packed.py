@@ -99,10 +99,10 @@ def test_the_file_as_it_stands_computes_the_originals(artifact, batch):
 
 
 def test_a_cpus_attention_in_its_place_computes_the_originals(artifact, batch):
-    with PackedOnCpu(artifact.path, artifact.manifest, threads=1) as proof:
-        vectors = proof.session.run(batch)
-        states = proof.session.token_states(batch)
-        alone = proof.session.run(TokenBatch.pad(batch.sequences[3:4], 1))[0]
+    session = PackedOnCpu(artifact.path, artifact.manifest, threads=1).session
+    vectors = session.run(batch)
+    states = session.token_states(batch)
+    alone = session.run(TokenBatch.pad(batch.sequences[3:4], 1))[0]
     expected, expected_states = original(artifact, batch)
     assert (vectors * expected).sum(1).min() > 0.9999
     assert alone @ vectors[3] > 0.9999
