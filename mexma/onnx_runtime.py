@@ -9,6 +9,7 @@ ever other lengths waited for little else. It is told to leave that.
 from __future__ import annotations
 
 import io
+import logging
 import os
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -27,6 +28,8 @@ import onnxruntime as ort
 from mexma.artifact import Artifact
 from mexma.errors import ArtifactError, DeviceUnavailable, EngineError
 from mexma.text import TokenBatch
+
+log = logging.getLogger(__name__)
 
 # Of whichever package provides it: onnxruntime or onnxruntime-gpu.
 VERSION: str = ort.__version__
@@ -63,6 +66,12 @@ class OnnxRuntime:
         packed = packed or (artifact.packed if device == "cuda" else None)
         self.packed = packed is not None
         model = packed or artifact.model
+        if device == "cuda" and packed is None:
+            log.warning(
+                "%s (%s) pads its batches on a GPU; faster there, in half precision and without padding: "
+                "mexma-export %s OUT --precision fp16",
+                manifest.name, manifest.precision, artifact.path,
+            )  # fmt: skip
         try:
             self._session = ort.InferenceSession(
                 str(model), _options(threads), providers=[provider]

@@ -56,7 +56,7 @@ def test_a_runtime_that_falls_back_at_load_is_caught(monkeypatch, tmp_path):
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*PROVIDERS.values()])
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: FellBack())
-    artifact = type("A", (), {"manifest": None, "model": tmp_path, "packed": None})()
+    artifact = type("A", (), {"manifest": None, "model": tmp_path, "packed": tmp_path})()
     libraries = []
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda **_: libraries.append("asked for"))
     with pytest.raises(DeviceUnavailable, match="would have run on CPUExecutionProvider"):
@@ -73,7 +73,7 @@ def test_missing_cuda_libraries_are_named(monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(
         onnxruntime, "preload_dlls", lambda **_: print("Failed to load libcublas.so.13: gone")
     )
-    artifact = type("A", (), {"manifest": None, "model": tmp_path, "packed": None})()
+    artifact = type("A", (), {"manifest": None, "model": tmp_path, "packed": tmp_path})()
     with pytest.raises(DeviceUnavailable, match="libcublas"):
         Session(artifact, device="cuda")  # type: ignore[arg-type]
     assert not capfd.readouterr().out

@@ -169,10 +169,14 @@ def test_a_gpu_runs_the_packed_graph_and_is_not_said_to_pad(artifact, batch, tmp
     assert Session(artifact, device="cpu").pads, "a CPU runs the other"
 
 
-def test_an_artifact_without_it_runs_padded_on_a_gpu(artifacts, batch, as_cuda):
-    session = Session(open_artifact(artifacts["fp32"].path), device="cuda")
+def test_an_artifact_without_it_runs_padded_on_a_gpu_which_is_said(
+    artifacts, batch, as_cuda, caplog
+):
+    path = artifacts["fp32"].path
+    session = Session(open_artifact(path), device="cuda")
     assert session.pads
     assert np.isfinite(session.run(batch)).all()
+    assert f"mexma-export {path} OUT --precision fp16" in caplog.text
 
 
 def test_a_packed_graph_with_other_inputs_is_refused(artifact, tmp_path, as_cuda):
