@@ -15,26 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import numpy as np
 
 from evaluation.pairs import Pairs
-from evaluation.retrieval import Bool, Float, K, best_by_cosine, both_ways_by_margin
+from evaluation.retrieval import Bool, Float
 from mexma.errors import InputError
+from mexma.mining import Candidate, Score, mine
+from mexma.neighbours import K
 
 GOLD_SHARE = 0.2
 TRAINING_SHARE = 0.5
-
-Score = Literal["margin", "cosine"]
-
-
-class Candidate(NamedTuple):
-    """A mined pair: indices into the two collections, and its margin or cosine."""
-
-    source: int
-    target: int
-    score: float
 
 
 @dataclass(frozen=True)
@@ -99,34 +90,6 @@ def _add(seen: tuple[set[str], set[str]], row: tuple[str, str]) -> bool:
     seen[0].add(row[0])
     seen[1].add(row[1])
     return True
-
-
-def mine(source: Float, target: Float, *, k: int = K, score: Score = "margin") -> list[Candidate]:
-    """One-to-one pairs, best score first; equal scores in order of their indices.
-
-    source float32 `[n, dim]` and target float32 `[m, dim]`, unit vectors, n and m >= 1. score:
-    "margin", or "cosine" for vectors most of which have nothing in common: a margin divides
-    by cosines that are then close to 0.
-    """
-    if score == "margin":
-        (forward, to), (backward, of) = both_ways_by_margin(source, target, k=k)
-    else:
-        (forward, to), (backward, of) = (
-            best_by_cosine(source, target),
-            best_by_cosine(target, source),
-        )
-    found = {(i, int(j)): float(s) for i, (s, j) in enumerate(zip(forward, to, strict=True))}
-    for j, (s, i) in enumerate(zip(backward, of, strict=True)):
-        # The two directions add in another order: the same pair may differ in the last bit.
-        found.setdefault((int(i), j), float(s))
-    taken: tuple[set[int], set[int]] = (set(), set())
-    accepted = []
-    for (i, j), value in sorted(found.items(), key=lambda c: (-c[1], c[0])):
-        if i not in taken[0] and j not in taken[1]:
-            taken[0].add(i)
-            taken[1].add(j)
-            accepted.append(Candidate(i, j, value))
-    return accepted
 
 
 def best_threshold(candidates: Sequence[Candidate], gold: set[tuple[int, int]]) -> float:

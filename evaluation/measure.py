@@ -17,6 +17,7 @@ from evaluation.lexical import DESCRIPTION, lexical_vectors
 from evaluation.pairs import Pairs
 from evaluation.report import Column, Table
 from evaluation.subject import Subject, VectorTable
+from mexma import neighbours
 from mexma.errors import InputError
 
 DIRECTIONS = ("forward", "backward", "both")
@@ -29,7 +30,7 @@ class Options:
     sentence. first_word: the number of a sentence's first word in gold alignments."""
 
     seed: int = 0
-    k: int = retrieval.K
+    k: int = neighbours.K
     direction: str = "forward"
     per_kind: int = 4
     first_word: int = 0
@@ -106,7 +107,7 @@ def measure_xsimpp(data: Data, subject: Subject, vectors: VectorTable, options: 
         pool = pools[lang]
         errors = xsimpp.xsimpp(vectors.of(pairs.source), vectors.of(pool.texts), pool, k=options.k)
         words = lexical_vectors(pairs.source, pool.texts)
-        _, found = retrieval.best_by_cosine(words[0], words[1])
+        _, found = neighbours.best_by_cosine(words[0], words[1])
         plain = retrieval.percent(retrieval.is_wrong(found, pairs.target, pool.texts))
         table.rows[lang] = [
             len(pairs),

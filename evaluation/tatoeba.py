@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.retrieval import Float, best_by_cosine, check_pools, is_wrong, percent
+from evaluation.retrieval import Float, check_pools, is_wrong, percent
+from mexma.neighbours import best_by_cosine
 
 XTREME_36 = (
     "afr", "ara", "ben", "bul", "cmn", "deu", "ell", "est", "eus", "fin", "fra", "heb",

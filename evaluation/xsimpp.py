@@ -11,16 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evaluation.corruption import KINDS, PER_KIND, corrupt
-from evaluation.retrieval import (
-    Float,
-    Index,
-    K,
-    best_by_cosine,
-    best_by_margin,
-    check_pools,
-    is_wrong,
-    percent,
-)
+from evaluation.retrieval import Float, Index, check_pools, is_wrong, percent
+from mexma.neighbours import K, best_by_cosine, best_by_margin
 
 
 @dataclass(frozen=True)

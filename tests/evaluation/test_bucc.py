@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.bucc import Candidate, best_threshold, bucc, collections, mine
+from evaluation.bucc import best_threshold, bucc, collections
 from evaluation.pairs import Pairs
 from mexma.errors import InputError
+from mexma.mining import Candidate, mine
 from tests.evaluation.spaces import two_sides, unit
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from evaluation.lexical import lexical_vectors
-from evaluation.retrieval import (
+from evaluation.retrieval import xsim
+from evaluation.tatoeba import XTREME_36, accuracy, xtreme_mean
+from mexma.errors import InputError
+from mexma.neighbours import (
     best_by_cosine,
     best_by_margin,
     both_ways_by_margin,
     neighbourhood,
-    xsim,
 )
-from evaluation.tatoeba import XTREME_36, accuracy, xtreme_mean
-from mexma.errors import InputError
 from tests.evaluation.spaces import two_sides, unit
 
 
