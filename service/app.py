@@ -40,6 +40,7 @@ from service.routes import (
     embeddings,
     health,
     migrations,
+    mining,
     models,
     page,
     search,
@@ -152,6 +153,7 @@ def create_app(
     refused = documented(*ACCESS_ERRORS)
     app.include_router(models.router(state), responses=refused)  # before a model of such a name
     app.include_router(embeddings.router(state), responses=refused)
+    app.include_router(mining.router(state), responses=refused)
     if settings.collections:
         for routes in (collections, documents, search, snapshots, migrations):
             app.include_router(routes.router(state), responses=refused)

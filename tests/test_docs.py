@@ -61,6 +61,10 @@ def test_every_curl_of_the_readme_runs_and_the_demo_answers_as_shown(server: Ser
         f"{hit['cosine']:.2f}  {hit['lang']}  {hit['text']}" for hit in answers[0]["results"][0]
     ]
     assert shown.strip().splitlines() == found
+    pairs = next(a for a in answers if "pairs" in a)["pairs"]
+    shown_pairs = [(p["source"], p["target"], round(p["score"], 2)) for p in pairs]
+    assert shown_pairs == [(1, 0, 1.97), (0, 2, 1.44)]
+    assert round(pairs[0]["cosine"], 2) == 0.79
     cats = next(a for a in reversed(answers) if "results" in a)["results"][0]
     assert [(h["lang"], h["id"], round(h["cosine"], 2)) for h in cats] == [
         ("es", "3", 0.78),

@@ -11,7 +11,7 @@ import re
 
 UNMATCHED = "unmatched"
 FIXED = frozenset({
-    "/v1/embeddings", "/v1/models", "/v1/models/reload", "/v1/models/rollback", "/v1/collections",
+    "/v1/embeddings", "/v1/mine", "/v1/models", "/v1/models/reload", "/v1/models/rollback", "/v1/collections",
     "/embed", "/similarity", "/tokenize", "/info", "/health", "/health/live", "/health/ready",
     "/metrics", "/docs", "/openapi.json", "/",
 })  # fmt: skip

@@ -27,6 +27,7 @@ RULES: tuple[tuple[str, str, Role | None], ...] = (
     ("GET", r"/v1/models/reload", "admin"),
     ("GET", r"/info|/v1/models(/.+)?", "read"),
     ("POST", r"/v1/embeddings|/embed|/similarity|/tokenize|/", "read"),
+    ("POST", r"/v1/mine", "read"),
     ("GET", rf"/v1/collections|{COLLECTION}(/.*)?", "read"),
     ("POST", rf"{COLLECTION}/(search|documents/count|documents/scroll)", "read"),
     ("PUT", COLLECTION, "write"),

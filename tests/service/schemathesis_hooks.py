@@ -39,7 +39,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     body = case.body
     if not isinstance(body, dict) or case.meta is None or not case.meta.generation.mode.is_positive:
         return
-    for name in ("input", "inputs", "queries"):
+    for name in ("input", "inputs", "queries", "source", "target"):
         if name in body:
             body[name] = _mended(body[name])
     if body.get("cursor") is not None:

@@ -27,6 +27,7 @@ ROUTES: dict[tuple[str, str], str | None] = {
     ("POST", "/v1/models/rollback"): "admin",
     ("POST", "/v1/embeddings"): "read",
     ("POST", "/embed"): "read",
+    ("POST", "/v1/mine"): "read",
     ("GET", "/v1/collections"): "read",
     ("GET", "/v1/collections/{name}"): "read",
     ("PUT", "/v1/collections/{name}"): "write",

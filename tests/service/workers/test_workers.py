@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from mexma.sample import tatoeba_sample
+from mexma.sample import parallel_pairs, tatoeba_sample
 from service.security.keys import new_key, write_keys
 from tests.conftest import Server, alive, start_server, wait_until_ready
 
@@ -62,6 +62,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ("POST", "/v1/embeddings", {"input": [5, 10**7]}),
         ("POST", "/embed", {"inputs": SENTENCES[:3]}),
         ("POST", "/embed", {"inputs": ""}),
+        ("POST", "/v1/mine", {"source": SENTENCES[:3], "target": ["fine", ""]}),
         ("GET", "/v1/models", None),
         ("GET", "/v1/models/mexma-small", None),
         ("GET", "/v1/models/none", None),
@@ -102,6 +103,19 @@ def test_the_contract_is_the_same_with_workers(single, several, method, path, bo
         if name not in CHANGING and one.status_code != 200:
             assert one.headers[name] == other.headers[name], name
     assert len(other.headers.get_list("x-request-id")) == 1
+
+
+def test_pairs_are_mined_behind_workers_too(single, several):
+    german, english = parallel_pairs("de")
+    body = {"source": german, "target": english[::-1]}
+    one, other = (
+        httpx.post(f"{server.url}/v1/mine", json=body, timeout=60).json()
+        for server in (single, several)
+    )
+    assert len(one["pairs"]) > 50
+    places = [{(p["source"], p["target"]) for p in answer["pairs"]} for answer in (one, other)]
+    assert places[0] == places[1]
+    assert one["usage"] == other["usage"]
 
 
 def test_a_model_is_not_exchanged_under_workers_that_tokenise_for_it(several):
