@@ -126,17 +126,32 @@ class Body(BaseModel):
         return value
 
 
+OutputDtype = Literal["float", "int8", "ubinary"]
+OUTPUT_DTYPE = (
+    "`int8`: whole numbers from -127 to 127; times `scale`, one over their length, they are the vector of "
+    "length 1. `ubinary`: the signs, 1 for above 0, eight dimensions to a byte and the first in its highest "
+    "bit; Hamming distances stand in for cosines."
+)
+# Eight dimensions to a byte.
+WHOLE_BYTES: dict[str, Any] = {
+    "anyOf": [
+        {"properties": {"output_dtype": {"enum": ["float", "int8"]}}},
+        {"properties": {"dimensions": {"anyOf": [{"type": "null"}, {"multipleOf": 8}]}}},
+    ]
+}
 TRUNCATE = "Cut texts that are too long (and say so) or refuse them; null: as the service is set."
 
 
 class EmbeddingRequest(Body):
-    """OpenAI's `POST /v1/embeddings`, and two fields of ours: truncate and partial."""
+    """OpenAI's `POST /v1/embeddings`, output_dtype as Voyage and Mistral have it, and two fields of ours:
+    truncate and partial."""
 
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
         json_schema_extra={
-            "examples": [{"input": ["Good morning", "Hyvää huomenta"], "model": "mexma-small"}]
+            "examples": [{"input": ["Good morning", "Hyvää huomenta"], "model": "mexma-small"}],
+            **WHOLE_BYTES,
         },
     )
 
@@ -152,6 +167,7 @@ class EmbeddingRequest(Body):
         description="Keep this many leading components and normalise again. The default model "
         "was not trained for it: fewer dimensions cost accuracy.",
     )
+    output_dtype: OutputDtype = Field("float", description=OUTPUT_DTYPE)
     user: str | None = None
     truncate: bool | None = Field(None, description=TRUNCATE)
     partial: bool = Field(
@@ -178,8 +194,10 @@ class EmbeddingItem(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str | None = Field(
-        description="Numbers, or base64 of little-endian float32; null beside an error."
+        description="Numbers, or base64 of little-endian float32 or of the bytes of `output_dtype`; null "
+        "beside an error."
     )
+    scale: float | None = Field(None, description="With `output_dtype` int8.")
     truncation: Truncation | None = None
     error: ItemError | None = None
 

@@ -6,19 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.schemas import Dimensions, Input, Text
+from service.schemas import OUTPUT_DTYPE, WHOLE_BYTES, Dimensions, Input, OutputDtype, Text
 
 Direction = Literal["Right", "Left", "right", "left"]
 NoPrompt = Annotated[None, Field(description="Only null: the encoder has one prefix.")]
 
 
 class TeiEmbedRequest(BaseModel):
-    """text-embeddings-inference's `POST /embed`."""
+    """text-embeddings-inference's `POST /embed`, and output_dtype."""
 
     model_config = ConfigDict(
         extra="ignore",
         strict=True,
-        json_schema_extra={"examples": [{"inputs": ["Good morning", "Hyvää huomenta"]}]},
+        json_schema_extra={
+            "examples": [{"inputs": ["Good morning", "Hyvää huomenta"]}],
+            **WHOLE_BYTES,
+        },
     )
 
     inputs: Input
@@ -30,6 +33,7 @@ class TeiEmbedRequest(BaseModel):
     truncation_direction: Direction = "Right"
     prompt_name: NoPrompt = None
     dimensions: Dimensions | None = None
+    output_dtype: OutputDtype = Field("float", description=OUTPUT_DTYPE)
 
 
 class TeiPooling(BaseModel):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mexma.errors import InputError
 from service.engine.embedder import Embedded
 from service.http_errors import snake
+from service.schemas import OutputDtype
 
 NPY = "application/x-npy"
 
@@ -37,9 +38,43 @@ def shorten(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[np.
     return np.ascontiguousarray(cut / np.where(norms > 0, norms, 1))
 
 
-def to_base64(vector: NDArray[np.float32]) -> str:
-    """Base64 of the little-endian float32 components, as OpenAI's clients expect it."""
-    return base64.b64encode(np.ascontiguousarray(vector, "<f4").data).decode("ascii")
+def check_dtype(dtype: OutputDtype, dimensions: int) -> None:
+    """Raises InputError where vectors of so many dimensions cannot have this type."""
+    if dtype == "ubinary" and dimensions % 8:
+        raise InputError(
+            f"output_dtype ubinary packs 8 dimensions into a byte; expected a multiple of 8, found "
+            f"{dimensions}"
+        )
+
+
+def as_dtype(vectors: NDArray[np.float32], dtype: OutputDtype) -> NDArray[Any]:
+    """Rows float32 `[n, dim]` of length 1 as another type.
+
+    int8: int8 `[n, dim]`, in proportion to each row's largest component, which is 127 or -127.
+    ubinary: uint8 `[n, dim / 8]`, a bit for each component that is above 0, the first one in a
+    byte's highest bit.
+    """
+    if dtype == "ubinary":
+        return np.packbits(vectors > 0, axis=1)
+    if dtype == "int8":
+        most = np.abs(vectors).max(axis=1, keepdims=True)
+        return np.rint(vectors * (127 / np.where(most > 0, most, 1))).astype(np.int8)
+    return vectors
+
+
+def scales(vectors: NDArray[np.int8]) -> NDArray[np.float64]:
+    """By what rows of integers `[n, dim]` are multiplied to be vectors of length 1, `[n]`.
+
+    One over their length: so it is known without being sent, where there is no place for it.
+    """
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    return 1 / np.where(lengths > 0, lengths, 1)
+
+
+def to_base64(vector: NDArray[Any]) -> str:
+    """Base64 of the components: of float32 little-endian, as OpenAI's clients expect it, or of bytes."""
+    little = "<f4" if vector.dtype == np.float32 else vector.dtype
+    return base64.b64encode(np.ascontiguousarray(vector, little).data).decode("ascii")
 
 
 def timing_headers(embedded: Embedded, fingerprint: str) -> dict[str, str]:
@@ -84,8 +119,8 @@ def wants_npy(request: Request) -> bool:
     return NPY in request.headers.get("accept", "")
 
 
-def npy_response(vectors: NDArray[np.float32], headers: dict[str, str]) -> Response:
-    """The matrix `[n, dim]` as a `.npy` file."""
+def npy_response(vectors: NDArray[Any], headers: dict[str, str]) -> Response:
+    """The matrix, a row for each item, as a `.npy` file."""
     buffer = io.BytesIO()
     np.save(buffer, vectors, allow_pickle=False)
     return Response(buffer.getvalue(), media_type=NPY, headers=headers)
@@ -101,10 +136,11 @@ def json_response(content: Any, headers: dict[str, str]) -> Response:
 
 
 def openai_body(
-    embedded: Embedded, vectors: NDArray[np.float32], encoding_format: str, model: str
+    embedded: Embedded, vectors: NDArray[Any], encoding_format: str, model: str
 ) -> dict[str, Any]:
-    """The body of `/v1/embeddings` (see `schemas.EmbeddingResponse`)."""
+    """The body of `/v1/embeddings` (see `schemas.EmbeddingResponse`). vectors: of any type of `as_dtype`."""
     cut = truncations(embedded)
+    by = scales(vectors).tolist() if vectors.dtype == np.int8 else None
     data: list[dict[str, Any]] = []
     for i, vector in enumerate(vectors):
         item: dict[str, Any] = {"object": "embedding", "index": i}
@@ -113,6 +149,8 @@ def openai_body(
             item["error"] = {"message": str(error), "code": snake(type(error).__name__)}
         else:
             item["embedding"] = to_base64(vector) if encoding_format == "base64" else vector
+            if by is not None:
+                item["scale"] = by[i]
         if i in cut:
             item["truncation"] = cut[i]
         data.append(item)

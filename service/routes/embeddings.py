@@ -20,6 +20,8 @@ from service.schemas import EmbeddingRequest, EmbeddingResponse, ModelCard, Mode
 from service.state import State
 from service.vectors import (
     NPY,
+    as_dtype,
+    check_dtype,
     json_response,
     npy_response,
     openai_body,
@@ -77,11 +79,12 @@ async def answer(
     `Embedder.embed` does."""
     embedder = choose(body.model)
     encoder = embedder.encoder
+    check_dtype(body.output_dtype, body.dimensions or encoder.manifest.dim)
     embed: Any = embedder.embed if isinstance(body.input[0], str) else embedder.embed_ids
     embedded: Embedded = await embed(
         body.input, truncate=body.truncate, partial=body.partial, caller=asks
     )
-    vectors = shorten(embedded.vectors, body.dimensions)
+    vectors = as_dtype(shorten(embedded.vectors, body.dimensions), body.output_dtype)
     headers = timing_headers(embedded, encoder.fingerprint)
     if npy:
         return npy_response(vectors, headers | truncation_headers(embedded))

@@ -32,6 +32,8 @@ from service.tei_schemas import (
 )
 from service.vectors import (
     NPY,
+    as_dtype,
+    check_dtype,
     json_response,
     npy_response,
     shorten,
@@ -157,11 +159,12 @@ async def answer(
     """The response to a sound request. default: whose vectors it gets. Raises what `Embedder.embed`
     does."""
     embedder = default()
+    check_dtype(body.output_dtype, body.dimensions or embedder.encoder.manifest.dim)
     if isinstance(body.inputs[0], str):
         side = _side(body.truncation_direction)
         embedded = await embedder.embed(body.inputs, truncate=body.truncate, side=side, caller=asks)
     else:
         embedded = await embedder.embed_ids(body.inputs, truncate=body.truncate, caller=asks)
-    vectors = shorten(embedded.vectors, body.dimensions)
+    vectors = as_dtype(shorten(embedded.vectors, body.dimensions), body.output_dtype)
     headers = timing_headers(embedded, embedder.encoder.fingerprint) | truncation_headers(embedded)
     return npy_response(vectors, headers) if npy else json_response(list(vectors), headers)
