@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mexma.neighbours import K
-from service.schemas import TRUNCATE, Body, ItemError, Text, Truncation, Usage, Whole
+from service.schemas import TRUNCATE, Body, ItemError, Truncation, Usage, Whole
 
-Sentences = Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+# Not `Text`: with `partial` an empty one is no reason to refuse the others.
+Sentences = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 
 
 class MineRequest(Body):
