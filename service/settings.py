@@ -257,7 +257,10 @@ class Settings(BaseSettings):
         "look at `mexma_spared_items_total`. Texts are not kept, only a hash of their tokens.",
     )
     max_request_items: int = Field(
-        2048, ge=1, description="Texts, documents or queries in one request; more get 422."
+        2048,
+        ge=1,
+        description="Texts, documents, queries, or sentences to mine (both lists together) in one request; "
+        "more get 422.",
     )
     max_search_hits: int = Field(
         100_000,
