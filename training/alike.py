@@ -6,8 +6,8 @@ it starts from, and a batch takes groups of near ones (negatives from the neighb
 Xiong et al. 2021, "ANCE", arXiv 2007.00808, section 3; whole batches of neighbours: Sachidananda et al. 2023,
 "Global Selection of Contrastive Batches via Optimization on Sample Permutations", ICML).
 
-What lies on disk beside the run is read again on resuming, so that groups stay what they were, and grouping
-is in whole numbers: the same vectors give the same groups on any machine.
+What lies on disk beside the run is read again on resuming, so that groups stay what they were; vectors are
+whole numbers, of which `training.groups` makes the same groups on any machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.chance import draw
 from training.corpus import Corpus
 from training.errors import RunStateError
 from training.ranks import Ranks
@@ -33,9 +32,6 @@ FILE = "alike.npz"
 SCALE = 512
 """Of components in whole numbers: those of a vector of length 1 are mostly within a tenth."""
 AT_ONCE = 4096
-ROUNDS = 4
-"""Of moving the border between two halves."""
-DRAWN = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,33 +42,10 @@ class Alike:
     vectors: NDArray[np.int8]
     row: NDArray[np.int32]
 
-    def groups(self, pairs: Ids, most: int, *key: int) -> list[Ids]:
-        """All places in `pairs` (pair numbers), in groups of at most `most` whose sentences are near."""
-        # Whole numbers far below 2^53: exact in whatever order a library adds them.
-        rows = self.vectors[self.row[pairs]].astype(np.float64)
-        found: list[Ids] = []
-        waiting = [(1, np.arange(len(pairs)))]
-        while waiting:
-            node, places = waiting.pop()
-            if len(places) <= most:
-                found.append(places)
-                continue
-            first, second = _halves(rows[places], *key, node)
-            waiting += [(2 * node + 1, places[second]), (2 * node, places[first])]
-        return found
-
-
-def _halves(rows: NDArray[np.float64], *key: int) -> tuple[Ids, Ids]:
-    """Places of two halves of `rows`: 2-means in which both are equally large."""
-    # Of a few, the two that differ most: two alike have nothing between them.
-    drawn = rows[(draw(*key, np.arange(DRAWN)) % np.uint64(len(rows))).astype(np.int64)]
-    i, j = divmod(int(np.argmin(drawn @ drawn.T)), DRAWN)
-    direction, middle = drawn[i] - drawn[j], len(rows) // 2
-    order = np.arange(len(rows))
-    for _ in range(ROUNDS):
-        order = np.argsort(-(rows @ direction), kind="stable")
-        direction = rows[order[:middle]].sum(axis=0) - rows[order[middle:]].sum(axis=0)
-    return order[:middle], order[middle:]
+    def vectors_of(self, pairs: Ids) -> NDArray[np.int8]:
+        """Of the English sentences of some pairs (by number), int8 `[len(pairs), dim]`."""
+        vectors: NDArray[np.int8] = self.vectors[self.row[pairs]]
+        return vectors
 
 
 def find_alike(

@@ -28,6 +28,7 @@ from training.alike import Alike
 from training.chance import number, permutation, uniform
 from training.corpus import Corpus
 from training.errors import DataError
+from training.groups import near_groups
 from training.masking import Vocabulary, mask_tokens
 from training.model import PairBatch
 from training.packing import Packed
@@ -175,7 +176,7 @@ class Batches:
     def _grouped(self, alike: Alike, ids: Ids, length: Ids, bucket: int) -> Ids:
         """Places of a bucket's pairs, group after group; groups of like length are near, not in order."""
         key = self._recipe.seed, number("alike"), bucket
-        groups = alike.groups(ids, self._recipe.alike, *key)
+        groups = near_groups(alike.vectors_of(ids), self._recipe.alike, *key)
         means = np.array([length[group].mean() for group in groups])
         swaying = np.exp(SWAY * (2 * uniform(*key, np.arange(len(groups))) - 1))
         return np.concatenate([groups[i] for i in np.argsort(means * swaying, kind="stable")])

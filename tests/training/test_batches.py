@@ -11,7 +11,7 @@ import torch
 
 from mexma.errors import EmptyText
 from mexma.text import TextTokenizer
-from training.alike import Alike, find_alike
+from training.alike import find_alike
 from training.batches import Batches, Order
 from training.corpus import Corpus, open_corpus
 from training.errors import DataError, RunStateError
@@ -137,20 +137,6 @@ def test_a_batch_takes_groups_of_sentences_that_are_alike(tmp_path):
         assert sorted(whole) == sorted(parts[0] + parts[1])
     with pytest.raises(RunStateError, match=r"alike\.npz: is of pairs"):
         grouped(corpus_of({"fr": 128}), topics, tmp_path, *settings)
-
-
-def test_groups_are_those_of_plain_arithmetic_whatever_adds_them():
-    """Equal sentences stay together as far as groups have room, and all places are there once."""
-    random = np.random.default_rng(3)
-    vectors = random.integers(-90, 90, (40, 64)).astype(np.int8)
-    row = random.integers(0, 40, 700).astype(np.int32)
-    found = Alike(vectors, row).groups(np.arange(700), 30, 1, 2)
-    assert sorted(np.concatenate(found).tolist()) == list(range(700))
-    assert all(8 <= len(group) <= 30 for group in found)
-    kinds = [len(set(row[group].tolist())) for group in found]
-    assert np.mean(kinds) < 8, "of 40 sentences a random group of 22 would hold 17"
-    twice = Alike(vectors, row).groups(np.arange(700), 30, 1, 2)
-    assert all(np.array_equal(a, b) for a, b in zip(found, twice, strict=True))
 
 
 def test_batches_hold_texts_of_like_length():
