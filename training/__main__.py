@@ -17,7 +17,7 @@ from training.stopping import Stop
 
 with Stop().heeded():  # torch takes seconds to import, in which Ctrl-C was a traceback
     from mexma.errors import MexmaError
-    from training.errors import RecipeError, RunStateError, Stopped
+    from training.errors import RecipeError, RunStateError, Stopped, WorkerLost
     from training.loop import train
     from training.ranks import joined
     from training.recipe import Recipe, override
@@ -25,8 +25,8 @@ with Stop().heeded():  # torch takes seconds to import, in which Ctrl-C was a tr
 
 RESUME = "resume"
 MAY_CHANGE = (
-    "device", "attention", "recompute", "sharded", "save_every", "keep_last", "validate_every",
-    "average_with_start",
+    "device", "workers", "attention", "recompute", "sharded", "save_every", "keep_last",
+    "validate_every", "average_with_start",
 )  # fmt: skip
 
 
@@ -54,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if ranks.first:
                     print(final)
     except MexmaError as error:
-        # What went wrong on one rank, all are told; what is a machine's, its first process.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        # What went wrong on one rank, all are told; what is a machine's, its first process. Whose worker
+        # is gone knows it alone.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, WorkerLost):
             print(f"mexma-train: {error}", file=sys.stderr)
         return 128 + error.number if isinstance(error, Stopped) else 1
     return 0

@@ -9,12 +9,16 @@ length and cut into batches, and the batches are shuffled. So batches hold texts
 and to find any batch costs the tokenizing of one bucket at most. With `alike`, it is groups of pairs
 that are sorted by length, and roughly, so that groups meet others. Rank r of w takes every w-th
 pair of a batch: together the ranks always see what one rank would.
+
+Who makes a bucket (`training.buckets`) makes no difference: a thread, or processes that make some
+ahead (`training.workers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,26 +26,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mexma.errors import InputError
 from mexma.text import TextTokenizer
 from training.alike import Alike
-from training.chance import number, permutation, uniform
+from training.buckets import Bucket, Layout, Pairs, make_bucket
+from training.chance import number, permutation
 from training.corpus import Corpus
 from training.errors import DataError
-from training.groups import near_groups
 from training.masking import Vocabulary, mask_tokens
 from training.model import PairBatch
 from training.packing import Packed
 from training.recipe import Recipe
+from training.workers import Workers
 
 Ids = NDArray[np.int64]
-
-SWAY = 0.25
-"""By this factor, about, groups of like length lie apart."""
-
-CHARACTERS_PER_TOKEN = 64
-"""Texts are cut to so many characters a token before they are tokenized: nobody waits for a
-megabyte of which 200 tokens are kept."""
 
 
 class Order:
@@ -121,11 +118,26 @@ class Batches:
         self.steps = -(-self.count // recipe.accumulate)
         self.unusable: set[int] = set()
         self.alike: Alike | None = None
+        self._layout = Layout(recipe.seed, recipe.bucket_batches, recipe.alike)
+        self._workers: Workers | None = None
         self._bucket = lru_cache(maxsize=3)(self._make_bucket)
 
-    def read(self, first_step: int) -> Iterator[Step]:
-        """Steps from `first_step` to the end; the next one is prepared while one is used."""
-        with ThreadPoolExecutor(1, "batches") as thread:
+    def read(self, first_step: int, workers: int = 0) -> Generator[Step]:
+        """Steps from `first_step` to the end; the next one is prepared while one is used.
+
+        workers: processes that make buckets ahead; 0: the thread that prepares steps makes them. Close
+        what is returned to end them before the last step. Raises WorkerLost when one of them is gone.
+        """
+        with ExitStack() as held:
+            thread = held.enter_context(ThreadPoolExecutor(1, "batches"))
+            left = (
+                self.buckets - first_step * self._recipe.accumulate // self._recipe.bucket_batches
+            )
+            if workers := min(workers, left):
+                self._workers = held.enter_context(
+                    Workers(workers, self._tokenizer, self._layout, self._pairs, self.buckets)
+                )
+                held.callback(setattr, self, "_workers", None)
             coming = thread.submit(self.step, first_step) if first_step < self.steps else None
             for step in range(first_step, self.steps):
                 assert coming is not None  # noqa: S101
@@ -143,69 +155,47 @@ class Batches:
 
     def sample_ids(self, batch: int) -> Ids:
         """Pair numbers of batch `batch` of the run, all ranks; int64 `[batch_pairs]`."""
-        bucket, place = divmod(batch, self._recipe.bucket_batches)
-        ids, _, _, cuts = self._bucket(bucket)
-        return ids[cuts[place]]
+        which, place = divmod(batch, self._recipe.bucket_batches)
+        bucket = self._bucket(which)
+        return bucket.ids[bucket.cuts[place]]
 
-    def _make_bucket(self, bucket: int) -> tuple[Ids, list[Ids], list[Ids], list[Ids]]:
-        """Pair numbers, their tokens on both sides, and which of them each batch takes."""
-        r = self._recipe
-        size = r.batch_pairs * r.bucket_batches
+    def _make_bucket(self, bucket: int) -> Bucket:
+        if workers := self._workers:
+            made = workers.bucket(bucket)
+        else:
+            made = make_bucket(self._tokenizer, self._layout, self._pairs(bucket))
+        self.unusable.update(made.unusable)
+        return made
+
+    def _pairs(self, bucket: int) -> Pairs:
+        """What a bucket is made of."""
+        size = self._recipe.batch_pairs * self._recipe.bucket_batches
         ids = self.order.take(bucket * size, size)
-        sources, targets = self._corpus.pairs(ids)
-        src, trg = self._tokens(sources), self._tokens(targets)
-        whole = np.array([a is not None and b is not None for a, b in zip(src, trg, strict=True)])
-        if not whole.all():
-            # Nothing the tokenizer knows, in a text: its neighbour takes the place.
-            self.unusable.update(ids[~whole].tolist())
-            if not whole.any():
-                raise DataError("no text in a whole bucket holds a token that the tokenizer knows")
-            stand_in = np.flatnonzero(whole)[np.cumsum(whole).clip(1) - 1]
-            ids = ids[stand_in]
-            src, trg = [src[i] for i in stand_in], [trg[i] for i in stand_in]
-        a, b = [x for x in src if x is not None], [x for x in trg if x is not None]
-        length = np.array([len(x) + len(y) for x, y in zip(a, b, strict=True)])
-        order = np.argsort(length, kind="stable")
-        if r.alike:
+        near = None
+        if self._recipe.alike:
             assert self.alike is not None, "groups must be found first"  # noqa: S101
-            order = self._grouped(self.alike, ids, length, bucket)
-        cuts = np.split(order, r.bucket_batches)
-        shuffled = permutation(len(cuts), r.seed, number("bucket"), bucket)
-        return ids, a, b, [cuts[i] for i in shuffled]
+            near = self.alike.vectors_of(ids)
+        return Pairs(bucket, ids, *self._corpus.pairs(ids), near)
 
-    def _grouped(self, alike: Alike, ids: Ids, length: Ids, bucket: int) -> Ids:
-        """Places of a bucket's pairs, group after group; groups of like length are near, not in order."""
-        key = self._recipe.seed, number("alike"), bucket
-        groups = near_groups(alike.vectors_of(ids), self._recipe.alike, *key)
-        means = np.array([length[group].mean() for group in groups])
-        swaying = np.exp(SWAY * (2 * uniform(*key, np.arange(len(groups))) - 1))
-        return np.concatenate([groups[i] for i in np.argsort(means * swaying, kind="stable")])
+    @property
+    def buckets(self) -> int:
+        """How many the run reads."""
+        return -(-self.count // self._recipe.bucket_batches)
 
     @property
     def read_pairs(self) -> Ids:
         """The numbers of all pairs that the run reads."""
-        buckets = -(-self.count // self._recipe.bucket_batches)
-        return self.order.take(0, buckets * self._recipe.bucket_batches * self._recipe.batch_pairs)
-
-    def _tokens(self, texts: list[str]) -> list[Ids | None]:
-        limit = self._tokenizer.max_tokens * CHARACTERS_PER_TOKEN
-        texts = [t[:limit] for t in texts]
-        try:
-            return [t.ids for t in self._tokenizer.encode(texts)]
-        except InputError:
-            if len(texts) == 1:
-                return [None]
-            middle = len(texts) // 2
-            return self._tokens(texts[:middle]) + self._tokens(texts[middle:])
+        size = self._recipe.bucket_batches * self._recipe.batch_pairs
+        return self.order.take(0, self.buckets * size)
 
     def _make_batch(self, batch: int, step: int) -> tuple[PairBatch, tuple[int, int]]:
         """This rank's part of a batch, and the masked tokens on each side in all of it."""
         r = self._recipe
-        bucket, place = divmod(batch, r.bucket_batches)
-        ids, src, trg, cuts = self._bucket(bucket)
-        rows = cuts[place]
+        which, place = divmod(batch, r.bucket_batches)
+        bucket = self._bucket(which)
+        ids, rows = bucket.ids, bucket.cuts[place]
         mine = slice(self._rank, None, self._world)
-        sides = ([src[i] for i in rows], [trg[i] for i in rows])
+        sides = ([bucket.src[i] for i in rows], [bucket.trg[i] for i in rows])
         clean = Packed.of([*sides[0][mine], *sides[1][mine]])
         masked, chosen, truths = None, torch.zeros(0, dtype=torch.int64), torch.zeros(0).long()
         counts, chosen_src = (0, 0), 0

@@ -4,6 +4,7 @@
     ├── RecipeError                 a setting, or settings that do not go together
     ├── DataError                   training data that cannot be used
     ├── NonFiniteLoss               a loss or gradient is NaN or infinite; nothing was updated
+    ├── WorkerLost                  a process that prepared batches is gone
     ├── Stopped                     a signal asked the run to stop, and it is saved
     └── CheckpointError
         └── RunStateError           a training run cannot be saved or resumed
@@ -26,6 +27,10 @@ class DataError(MexmaError):
 
 class NonFiniteLoss(MexmaError):
     """A loss or gradient is NaN or infinite. The weights are those of the step before."""
+
+
+class WorkerLost(MexmaError):
+    """A process that prepared batches ended before the run did. It may be one of any rank."""
 
 
 class RunStateError(CheckpointError):

@@ -46,6 +46,7 @@ from training.run_state import (
 from training.runlog import RunLog
 from training.stopping import Stop, resume_command
 from training.validation import Vectors, choose_pairs, embed_texts, score_of, validate
+from training.workers import workers_for
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -217,8 +218,9 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
         log.tell(f"going on after step {progress.step} of {batches.steps}")
     began, seen = time.monotonic(), 0
     stop.wait_for_steps()
+    coming = batches.read(progress.step, workers_for(ranks.device.type, recipe.workers))
     try:
-        for step, read in enumerate(batches.read(progress.step), start=progress.step):
+        for step, read in enumerate(coming, start=progress.step):
             reached(f"step {step}")
             rate = set_rate(optimiser, recipe, rate_at(step, batches.steps, recipe))
             sums: dict[str, float] = {}
@@ -296,6 +298,7 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
             log.close()
             write_report(out, recipe, asdict(progress))
     finally:
+        coming.close()
         if log:
             log.close()
     return out / "final"

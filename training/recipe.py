@@ -39,6 +39,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda x: 0 <= x <= 1,
         "be between 0 and 1",
     ),
+    ("workers", lambda x: x >= -1, "be at least -1"),
     ("same_above", lambda x: -1 <= x <= 1, "be between -1 and 1"),
     ("betas", lambda xs: all(0 <= x < 1 for x in xs), "be at least 0 and below 1"),
 )
@@ -147,6 +148,11 @@ class Recipe:
     """Of matrix products, by autocast; weights, optimiser and losses are float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where torch finds it."""
+    workers: int = -1
+    """Processes beside each rank that tokenize and group ahead; what is read stays the same. One takes the
+    memory of a tokenizer and a bucket. Too few, and a GPU waits at each bucket; more than cores, and they
+    hold up one another. 0: a thread does it. -1: on CUDA one for each core but one, at most 4; on a CPU,
+    whose cores all train, 0 (see `training.workers`)."""
     attention: Backend = "auto"
     """See `training.packing`."""
     recompute: bool = False

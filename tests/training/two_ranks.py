@@ -60,7 +60,8 @@ def main() -> None:
                 )
         except Stopped as stopped:
             (folder / f"stopped-{ranks.rank}.json").write_text(json.dumps(str(stopped)))
-        train(recipe("alike=4"), folder / "stopped", ranks, quiet=True, resume=True)
+        with_workers = recipe("alike=4", "workers=1")
+        train(with_workers, folder / "stopped", ranks, quiet=True, resume=True)
 
         # One rank finds no data, and both say so.
         found = loop.open_corpus
