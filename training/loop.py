@@ -143,7 +143,7 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
     if found is not None:
         path, saved, checkpoint, damaged = found
         refuse_other_run(path, saved, progress)
-        load_state(path, checkpoint, model, optimiser)
+        load_state(path, checkpoint, model, optimiser, step=saved.step)
         scaler.load_state_dict(saved.scaler)
         progress = replace(saved, recipe=progress.recipe)
     divided = recipe.sharded and ranks.world > 1
@@ -189,9 +189,7 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
                 row = {"part": s.name, "to_english": s.mean[0], "from_english": s.mean[1]}
                 log.validation(progress.step, row | {"languages": s.languages, "score": score})
             log.note(progress.step, f"step {progress.step}: {score:.2%} of held-out pairs found")
-        # The start is measured, but is no checkpoint: the best is the best of what training made.
-        better = score is not None and (progress.best is None or score > progress.best[0])
-        if score is not None and better and progress.step > 0:
+        if score is not None and (progress.best is None or score > progress.best[0]):
             return replace(progress, best=(score, progress.step))
         return progress
 
@@ -210,10 +208,12 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
             raise RunStateError(problem)
 
     # The run ------------------------------------------------------------------------------------
-    if progress.step == 0:
+    if found is None:
         if log and judges:
             log.tell(f"judging the start by {sum(p.size for p in judges)} held-out pairs …")
         progress = judge(progress)
+        if is_best(progress):  # until training makes a better one
+            save(progress)
     elif log:
         log.tell(f"going on after step {progress.step} of {batches.steps}")
     began, seen = time.monotonic(), 0
@@ -295,6 +295,9 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
             if batches.unusable:
                 text = f"{len(batches.unusable)} pairs without a token the tokenizer knows were replaced"
                 log.note(progress.step, text)
+            if progress.best is not None and progress.best[1] == 0:
+                text = f"nothing was better than the start ({progress.best[0]:.2%} of held-out pairs found)"
+                log.note(progress.step, f"{text}: best is the start, final is worse or no better")
             log.close()
             write_report(out, recipe, asdict(progress))
     finally:

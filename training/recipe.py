@@ -162,7 +162,7 @@ class Recipe:
 
     # What it keeps --------------------------------------------------------------------------
     save_every: int = 500
-    """Optimiser steps between checkpoints; one more at the end."""
+    """Optimiser steps between checkpoints; one more at the end, and of whatever is the best so far."""
     keep_last: int = 2
     validate_every: int = 500
     """Optimiser steps between validations; one more before the first step and at the end."""

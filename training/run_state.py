@@ -6,7 +6,7 @@
             head.safetensors         the unmasking head
             optimiser.safetensors    AdamW's moments, by parameter name
             training.json            step, recipe, corpus fingerprint, best score, hashes
-        best -> checkpoints/step-…   the best validated one, kept beyond its turn
+        best -> checkpoints/step-…   the best validated one, kept beyond its turn; step 0 is the start
         final/                       the last weights (averaged, if asked for), without state
         .lock                        held by the process that trains here, while it lives
 
@@ -243,9 +243,10 @@ def encoder_checkpoint(model: PairModel, start: Checkpoint, average: float = 0.0
 
 
 def load_state(
-    path: Path, saved: Checkpoint, model: PairModel, optimiser: torch.optim.Optimizer
+    path: Path, saved: Checkpoint, model: PairModel, optimiser: torch.optim.Optimizer, *, step: int
 ) -> None:
-    """Put a checkpoint's weights and moments into model and optimiser.
+    """Put a checkpoint's weights and moments into model and optimiser. step: that it was saved after;
+    the start, 0, has no moments.
 
     Raises RunStateError when they are of another architecture.
     """
@@ -262,7 +263,7 @@ def load_state(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_like(parameter, _find(path, name, weights, parameter)))
-    for name, parameter in _learning(model):
+    for name, parameter in _learning(model) if step else ():
         if f"{name}.step" not in moments:
             raise RunStateError(f"{path / OPTIMISER}: has no moments of {name}")
         optimiser.state[parameter] = {

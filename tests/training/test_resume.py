@@ -17,7 +17,8 @@ from tests.conftest import ROOT
 from training.runlog import read_rows
 
 POINTS = [
-    "step 0",  # before anything was saved
+    "step 0",  # only the start was saved, as the best so far
+    "named",  # and has its name, but nobody has called it the best
     "step 7",  # between two saves
     "weights written",  # in the first save: there is no checkpoint yet
     "weights written:3",
@@ -70,6 +71,7 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(runs, point):
 
 def test_the_proof_looks_at_something(runs):
     whole = content(runs / "whole")
+    assert (runs / "whole/best").readlink().name != "step-00000000"
     assert any("optimiser.safetensors" in name for name in whole)
     assert any("head.safetensors" in name for name in whole)
     assert [r["step"] for r in metrics(runs / "whole") if r["kind"] == "step"] == list(range(1, 13))

@@ -15,10 +15,11 @@ from mexma.checkpoint import open_checkpoint
 from mexma.errors import MexmaError
 from model_export.__main__ import main as export
 from tests.tiny import tiny_checkpoint
-from training import model, run_state
+from training import loop, model, run_state
 from training.__main__ import main
+from training.checkpoint import load_checkpoint
 from training.errors import NonFiniteLoss, RunStateError
-from training.loop import train
+from training.loop import open_backbone, train
 from training.miniature import MAX_TOKENS
 from training.ranks import Ranks
 from training.recipe import override
@@ -58,7 +59,9 @@ def test_what_a_run_leaves_behind(finished):
     assert [p.name for p in sorted((finished / "checkpoints").iterdir())][-2:] == [
         "step-00000020", "step-00000030",
     ]  # fmt: skip
-    assert open_checkpoint(finished / "best").step in (15, 30)
+    scores = [(-r["score"], r["step"]) for r in read_rows(finished) if r["kind"] == "validation"]
+    assert open_checkpoint(finished / "best").step == min(scores)[1]
+    assert [step for _, step in scores] == [0, 15, 30]
     # Training cut texts at the recipe's 32; whoever is served by it shall not find theirs cut so.
     assert description.max_tokens == MAX_TOKENS > tiny_cpu().max_tokens
     assert list((finished / "tensorboard").iterdir())
@@ -79,6 +82,31 @@ def test_mexma_export_reads_it(finished, tmp_path):
         "2",
     ]
     assert export(arguments) == 0
+
+
+def test_where_nothing_was_better_the_best_is_the_start(tmp_path, monkeypatch):
+    def judged(name: str, *scores: float) -> Path:
+        """By the recipe after steps 0, 3 and 6."""
+        coming = iter(scores)
+        monkeypatch.setattr(loop, "score_of", lambda _: next(coming))
+        return short(tmp_path / name, "keep_last=1").parent
+
+    run = judged("worse", 0.5, 0.25, 0.5)
+    assert (run / "best").readlink() == Path("checkpoints/step-00000000")
+    start = open_backbone(override(tiny_cpu(), SHORT)).encoder.state_dict()
+    best = load_checkpoint(str(run / "best")).encoder.state_dict()
+    assert [name for name in start if not torch.equal(best[name], start[name])] == []
+    [note] = [r for r in read_rows(run) if "nothing was better" in r.get("text", "")]
+    assert note["step"] == 6
+    said = "nothing was better than the start (50.00% of held-out pairs found): best is the start"
+    assert note["text"].startswith(said)
+    assert note["text"] in (run / "report.md").read_text()
+    assert export([str(run / "best"), str(tmp_path / "a"), "--sentences-per-language", "2"]) == 0
+
+    run = judged("better", 0.5, 0.25, 0.75)
+    assert (run / "best").readlink() == Path("checkpoints/step-00000006")
+    assert not (run / "checkpoints/step-00000000").exists(), "its turn is over"
+    assert not any("nothing was better" in r.get("text", "") for r in read_rows(run))
 
 
 def test_a_run_is_not_overwritten(finished, capsys):
