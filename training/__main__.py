@@ -1,6 +1,7 @@
 """`mexma-train RECIPE [KEY=VALUE ...] --out DIR`: train sentence vectors, or say why not.
 
-`mexma-train resume --out DIR` goes on with the run in DIR, whatever stopped it.
+`mexma-train resume --out DIR` goes on with the run in DIR, whatever stopped it; where its data lies
+elsewhere now, with data=, hold_out= and decontaminate=.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ with Stop().heeded():  # torch takes seconds to import, in which Ctrl-C was a tr
     from training.ranks import joined
     from training.recipe import Recipe, override
     from training.recipes import RECIPES, find_recipe
+    from training.run_state import PLACES, RECIPE
 
 RESUME = "resume"
 MAY_CHANGE = (
@@ -68,7 +70,7 @@ def recipe_of(out: Path, settings: Sequence[str]) -> Recipe:
     Raises RunStateError where there is none, RecipeError for settings that would change what
     the run computes.
     """
-    file = out / "recipe.json"
+    file = out / RECIPE
     try:
         raw: dict[str, Any] = json.loads(file.read_bytes())
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
@@ -82,9 +84,11 @@ def recipe_of(out: Path, settings: Sequence[str]) -> Recipe:
     except (ValueError, TypeError) as error:
         raise RunStateError(f"{file}: is no recipe of this version ({error})") from None
     for setting in settings:
-        if (key := setting.partition("=")[0]) not in MAY_CHANGE:
+        if (key := setting.partition("=")[0]) not in (*MAY_CHANGE, *PLACES):
             raise RecipeError(
-                f"{key} cannot be changed on resuming; what can: {', '.join(MAY_CHANGE)}"
+                f"{key} cannot be changed on resuming; what can: {', '.join(MAY_CHANGE)}, and where "
+                f"data lies ({', '.join(PLACES)}); to train a finished run further give "
+                f"backbone={out / 'final'} and another --out"
             )
     return recipe
 

@@ -76,6 +76,12 @@ class Split:
     held_out: dict[str, Corpus]
     dropped: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def judges(self) -> str:
+        """A fingerprint of all that is held out, whatever its parts are called."""
+        parts = "".join(part.fingerprint for part in self.held_out.values())
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
 
 def open_corpus(recipe: Recipe) -> Split:
     """Read, clean and divide a recipe's data. Raises DataError where too little is left."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import sys
@@ -19,14 +18,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mexma.errors import CheckpointError
 from mexma.text import TextTokenizer
 from training.alike import find_alike
 from training.batches import Batches
 from training.centring import centred
 from training.chance import number
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.corpus import open_corpus
+from training.corpus import Split, open_corpus
 from training.errors import NonFiniteLoss, RecipeError, RunStateError, Stopped
 from training.first_notes import first_notes
 from training.masking import Vocabulary
@@ -75,7 +73,12 @@ def train(
         def begin() -> None:
             if ranks.first:
                 held.enter_context(run.locked())
-            if not resume and (run.steps() or (out / "final").exists()):
+            if not resume and run.final.exists():
+                raise RunStateError(
+                    f"{out}: holds a finished run already; to train it further give "
+                    f"backbone={run.final} and another --out"
+                )
+            if not resume and run.steps():
                 raise RunStateError(
                     f"{out}: holds a run already; resume it with `mexma-train resume`, or choose another"
                 )
@@ -104,6 +107,10 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
 
     tell(f"reading {', '.join(recipe.data) or 'data'}")
     split = ranks.all_or_none(lambda: open_corpus(recipe))
+    found = ranks.all_or_none(run.newest) if resume else None
+    if found is not None:
+        path, saved, checkpoint, damaged = found
+        ranks.all_or_none(lambda: refuse_other_data(path, saved, split))
     tell(f"{len(split.train)} pairs; loading the backbone {recipe.backbone}")
     start = ranks.all_or_none(lambda: open_backbone(recipe))
     try:
@@ -127,7 +134,9 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
         )  # fmt: skip
     judges = choose_pairs(split.held_out, pairs=recipe.validation_pairs)
     hashes = start.source.get("weights", {})
-    progress = Progress(0, recipe.to_dict(), split.train.fingerprint, hashes, None, {})
+    progress = Progress(
+        0, recipe.to_dict(), split.train.fingerprint, hashes, None, {}, split.judges
+    )
 
     # What learns --------------------------------------------------------------------------------
     trained = encoder_copy(start)
@@ -138,14 +147,11 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
         fully_shard(model)
     optimiser = make_optimiser(model, recipe)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.precision == "fp16")
-    found = ranks.all_or_none(run.newest) if resume else None
-    damaged: list[CheckpointError] = []
     if found is not None:
-        path, saved, checkpoint, damaged = found
-        refuse_other_run(path, saved, progress)
+        refuse_other_start(path, saved, progress)
         load_state(path, checkpoint, model, optimiser, step=saved.step)
         scaler.load_state_dict(saved.scaler)
-        progress = replace(saved, recipe=progress.recipe)
+        progress = replace(saved, recipe=progress.recipe, judges=progress.judges)
     divided = recipe.sharded and ranks.world > 1
     stepped: torch.nn.Module = model
     if ranks.world > 1 and not divided:
@@ -161,13 +167,15 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
 
     kept = progress.step if found is not None else -1
     log = RunLog(out, step=kept, steps=batches.steps, quiet=quiet) if ranks.first else None
-    for damage in damaged:
+    for damage in damaged if found is not None else ():
         if log:
             log.note(kept, f"passed over a damaged checkpoint ({damage}); goes on from step {kept}")
     if log and found is None:
-        (out / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n")
+        run.keep_recipe(recipe.to_dict())
         for text in first_notes(recipe, split, batches, judges):
             log.note(0, text)
+    elif log and (moved := run.keep_places(recipe.to_dict())):
+        log.note(kept, f"the same pairs now lie elsewhere: {moved}")
 
     def judge(progress: Progress) -> Progress:
         """Validate; the best score so far and its step go into the progress."""
@@ -214,6 +222,11 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
         progress = judge(progress)
         if is_best(progress):  # until training makes a better one
             save(progress)
+    elif log and progress.step == batches.steps:
+        log.tell(
+            f"all {batches.steps} steps are done; to train further give backbone={run.final} and "
+            "another --out"
+        )
     elif log:
         log.tell(f"going on after step {progress.step} of {batches.steps}")
     began, seen = time.monotonic(), 0
@@ -290,7 +303,7 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
         # What is left behind --------------------------------------------------------------------
         final = encoder_checkpoint(model, start, recipe.average_with_start)
         if ranks.first:
-            save_checkpoint(out / "final", final, step=batches.steps)
+            save_checkpoint(run.final, final, step=batches.steps)
         if log:
             if batches.unusable:
                 text = f"{len(batches.unusable)} pairs without a token the tokenizer knows were replaced"
@@ -304,7 +317,7 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
         coming.close()
         if log:
             log.close()
-    return out / "final"
+    return run.final
 
 
 def is_best(progress: Progress) -> bool:
@@ -342,12 +355,20 @@ def encoder_copy(start: Checkpoint) -> Any:
     return encoder
 
 
-def refuse_other_run(path: Path, saved: Progress, now: Progress) -> None:
-    """Raises RunStateError when data or starting weights are not those the run began with."""
-    if saved.corpus != now.corpus:
-        raise RunStateError(
-            f"{path}: was trained on a corpus with fingerprint {saved.corpus}, but the data now "
-            f"has {now.corpus}; a resumed run needs the same files and settings"
-        )
+def refuse_other_data(path: Path, saved: Progress, now: Split) -> None:
+    """Raises RunStateError when training or held-out pairs are not those the run began with."""
+    for what, before, found in (
+        ("trained on a corpus", saved.corpus, now.train.fingerprint),
+        ("judged by held-out pairs", saved.judges or now.judges, now.judges),
+    ):
+        if before != found:
+            raise RunStateError(
+                f"{path}: was {what} with fingerprint {before}, but the data now has {found}; a resumed "
+                "run needs the same pairs in the same order, wherever they lie, and the same settings"
+            )
+
+
+def refuse_other_start(path: Path, saved: Progress, now: Progress) -> None:
+    """Raises RunStateError when the starting weights are not those the run began with."""
     if saved.start != now.start:
         raise RunStateError(f"{path}: started from other weights than {now.recipe['backbone']} has")

@@ -42,10 +42,13 @@ from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.errors import RunStateError
 from training.model import PairModel
 
+RECIPE = "recipe.json"
 STATE = "training.json"
 HEAD = "head.safetensors"
 OPTIMISER = "optimiser.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+PLACES = ("data", "hold_out", "decontaminate")
+"""Settings that say where data lies: it may lie elsewhere when a run goes on, if it is the same."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Progress:
 
     recipe, corpus (fingerprint) and start (hashes of the starting weights) must be the same
     when the run goes on. best: highest validation score so far and its step. scaler: state of
-    the loss scaling, empty but for fp16.
+    the loss scaling, empty but for fp16. judges: fingerprint of the held-out pairs, which must be the
+    same too; empty in checkpoints from before there was one.
     """
 
     step: int
@@ -63,6 +67,7 @@ class Progress:
     start: dict[str, str]
     best: tuple[float, int] | None
     scaler: dict[str, Any]
+    judges: str = ""
 
 
 class RunDirectory:
@@ -102,6 +107,25 @@ class RunDirectory:
             yield
         finally:
             os.close(descriptor)
+
+    @property
+    def final(self) -> Path:
+        """What the run leaves in the end."""
+        return self.path / "final"
+
+    def keep_recipe(self, recipe: dict[str, Any]) -> None:
+        """Write recipe.json: the old one or the new one is there, whole, whatever stops it."""
+        new = self.path / ".recipe.json.new"
+        new.write_text(json.dumps(recipe, indent=2) + "\n")
+        new.rename(self.path / RECIPE)
+
+    def keep_places(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Write into recipe.json where data lies by `recipe`; returns what is new."""
+        kept = json.loads((self.path / RECIPE).read_bytes())
+        moved = {name: recipe[name] for name in PLACES if recipe[name] != kept.get(name)}
+        if moved:
+            self.keep_recipe(kept | moved)
+        return moved
 
     def steps(self) -> list[Path]:
         """Finished checkpoints, newest first."""

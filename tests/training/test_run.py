@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,9 +111,15 @@ def test_where_nothing_was_better_the_best_is_the_start(tmp_path, monkeypatch):
     assert not any("nothing was better" in r.get("text", "") for r in read_rows(run))
 
 
-def test_a_run_is_not_overwritten(finished, capsys):
+def test_a_run_is_not_overwritten(finished, tmp_path, capsys):
     assert main(["tiny_cpu", "--out", str(finished)]) == 1
-    assert "holds a run already" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "holds a finished run already; to train it further give backbone=" in error
+    begun = tmp_path / "begun"
+    short(begun)
+    shutil.rmtree(begun / "final")
+    assert main(["tiny_cpu", "--out", str(begun)]) == 1
+    assert "holds a run already; resume it" in capsys.readouterr().err
 
 
 def test_a_run_has_one_process_at_a_time(tmp_path, capsys):
@@ -147,6 +155,11 @@ def test_resume_refuses_what_would_change_the_run(finished, tmp_path, capsys):
     # a setting is taken on either side of --out
     assert main(["resume", "--out", str(finished), "clip=2"]) == 1
     assert "clip cannot be changed on resuming" in capsys.readouterr().err
+    assert main(["resume", "--out", str(finished), "pairs=9600"]) == 1
+    further = (
+        f"to train a finished run further give backbone={finished / 'final'} and another --out"
+    )
+    assert further in capsys.readouterr().err
     assert main(["resume", "--out", str(tmp_path)]) == 1
     assert "expected this file of the run to resume" in capsys.readouterr().err
 
@@ -303,6 +316,55 @@ def test_other_data_or_another_architecture_is_refused(tmp_path):
     tiny_checkpoint(tmp_path / "other")
     with pytest.raises(MexmaError, match=r"started from other weights|tokenizer has none"):
         short(tmp_path / "run", f"backbone={tmp_path / 'other'}", resume=True)
+
+
+def test_data_that_lies_elsewhere_is_taken_where_it_is_the_same(tmp_path, capsys):
+    """Another machine, another mount. What it is called there and how it is packed is no matter."""
+    there, here, out = tmp_path / "there", tmp_path / "here", tmp_path / "run"
+    there.mkdir()
+    words = [f"sentence number {i}" for i in range(240)]
+    for name, some in {"train.tsv": words[:200], "judge.tsv": words[200:]}.items():
+        rows = [f"Satz {text}\t{text}\tde\n" for text in some]
+        (there / name).write_text("src\ttrg\tlang\n" + "".join(rows))
+    (there / "never.txt").write_text(words[7] + "\n")
+    places = {"data": "train.tsv", "hold_out": "judge.tsv", "decontaminate": "never.txt"}
+    begun = [f"{key}={there / name}" for key, name in places.items()]
+
+    def stop(point: str) -> None:
+        if point == "step 4":
+            raise RunStateError("as asked")
+
+    with pytest.raises(RunStateError, match="as asked"):
+        short(out, *begun, "hold_out_fraction=0", reached=stop)
+    short(tmp_path / "whole", *begun, "hold_out_fraction=0")
+    there.rename(here)
+    assert main(["resume", "--out", str(out)]) == 1
+    assert f"{there / 'train.tsv'}: expected this file, found none" in capsys.readouterr().err
+    (here / "judge.tsv").rename(here / "other.tsv")
+    whole = (here / "train.tsv").read_text().splitlines(keepends=True)
+    (here / "fewer.tsv").write_text("".join(whole[:-1]))
+    moved = [f"{key}={here / name.replace('judge', 'other')}" for key, name in places.items()]
+
+    other = {
+        "data": (f"data={here / 'fewer.tsv'}", "trained on a corpus with fingerprint "),
+        "hold_out": ("hold_out=", "judged by held-out pairs with fingerprint "),
+        "decontaminate": ("decontaminate=", "trained on a corpus with fingerprint "),
+    }
+    for key, (setting, says) in other.items():
+        wrong = [setting, *[m for m in moved if not m.startswith(key)]]
+        assert main(["resume", "--out", str(out), *wrong]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert re.search(says + r"[0-9a-f]{16}, but the data now has [0-9a-f]{16};", error), error
+        assert json.loads((out / "recipe.json").read_text())["data"] == [str(there / "train.tsv")]
+
+    assert main(["resume", "--out", str(out), *moved]) == 0
+    assert main(["resume", "--out", str(out)]) == 0  # it is known where they lie
+    assert "all 6 steps are done; to train further give backbone=" in capsys.readouterr().err
+    a, b = (load_file(path / "final/model.safetensors") for path in (out, tmp_path / "whole"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    said = [r["text"] for r in read_rows(out) if "now lie elsewhere" in r.get("text", "")]
+    assert len(said) == 1
+    assert str(here / "train.tsv") in said[0]
 
 
 def test_bad_data_from_the_command_line(tmp_path, capsys):
