@@ -16,7 +16,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from service.language_tags import LANGUAGE_TAG, MAX_TAG_CHARACTERS, canonical_tag
+from mexma.language_tags import LANGUAGE_TAG, MAX_TAG_CHARACTERS, canonical_tag
 from service.schemas import TRUNCATE, Body, ItemError, Text, Truncation, Whole
 from service.store.protocol import LEAST_RECALL, MOST_RECALL, RECALL
 

@@ -6,7 +6,6 @@ table that is in another encoding than UTF-8 is refused, for its other rows woul
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mexma import language_tags
 from training.errors import DataError
 
 COLUMNS = ("src", "trg", "lang")
@@ -23,37 +23,23 @@ COLUMNS = ("src", "trg", "lang")
 FOREIGN_OF_BEYOND_ASCII = 0.5
 FOREIGN_OF_ALL = 0.01
 
-# RFC 5646, 2.1, in lower case, without tags from before it (`i-klingon`).
-TAG = re.compile(
-    r"[a-z]{2,3}(-[a-z]{3})?(-[a-z]{4})?(-([a-z]{2}|[0-9]{3}))?(-([a-z0-9]{5,8}|[0-9][a-z0-9]{3}))*"
-    r"(-[0-9a-wyz](-[a-z0-9]{2,8})+)*(-x(-[a-z0-9]{1,8})+)?|x(-[a-z0-9]{1,8})+"
-)
-
 # gettext's locales name scripts so, as in `sr_RS@latin`; other modifiers are variants (`ca@valencia`).
 SCRIPTS = {"latin": "latn", "cyrillic": "cyrl", "devanagari": "deva", "arabic": "arab"}
 
 
 def canonical_tag(tag: str) -> str | None:
-    """A language tag as BCP 47 writes it: `zh-Hant-TW` for ` ZH_hant_tw `; None for what is none."""
-    folded = tag.strip().replace("_", "-").lower()
-    locale, at, modifier = folded.partition("@")
-    if script := SCRIPTS.get(modifier):
-        language, dash, region = locale.partition("-")
-        folded = f"{language}-{script}{dash}{region}"
+    """A language tag as BCP 47 writes it: `zh-Hant-TW` for ` ZH_hant_tw `, `de` for `deu`; None for what is
+    none, or of no registered language."""
+    locale, at, modifier = tag.strip().partition("@")
+    if script := SCRIPTS.get(modifier.lower()):
+        language, *region = locale.replace("_", "-").split("-", 1)
+        locale = "-".join([language, script, *region])
     elif at:
-        folded = f"{locale}-{modifier}"
-    if not TAG.fullmatch(folded):
+        locale = f"{locale}-{modifier}"
+    try:
+        return language_tags.canonical_tag(locale)
+    except ValueError:
         return None
-    first, *rest = folded.split("-")
-    of_own = first == "x"
-    written = [first]
-    for subtag in rest:
-        of_own = of_own or len(subtag) == 1  # what follows one character is no region or script
-        if not of_own and subtag.isalpha() and len(subtag) in (2, 4):
-            written.append(subtag.upper() if len(subtag) == 2 else subtag.title())
-        else:
-            written.append(subtag)
-    return "-".join(written)
 
 
 def is_english(tag: str) -> bool:
@@ -124,7 +110,7 @@ def usable_rows(
         beyond_ascii |= characters != sizes
         if column == "lang":
             text, unknown, example = _tags(text)
-            broken[f"no language tag of BCP 47 such as 'de' ({example!r})"] = int(
+            broken[f"no language tag of BCP 47 such as 'de' ({example})"] = int(
                 (good & unknown & ~undecodable).sum()
             )
         else:
@@ -184,7 +170,10 @@ def _tags(text: pa.LargeStringArray) -> tuple[pa.LargeStringArray, NDArray[np.bo
         return text, np.zeros(len(text), bool), ""
     bad = [tag for tag, canonical in zip(found, tags, strict=True) if tag.strip() and not canonical]
     unknown = pc.fill_null(pc.is_in(text, value_set=pa.array(bad, pa.large_string())), False)
-    example = bad[0] if bad else ""
-    shown = example if len(example) <= 40 else example[:40] + "…"
+    # Of several, one that can be helped.
+    example = next((tag for tag in bad if language_tags.meant_by(tag)), bad[0] if bad else "")
+    shown = repr(example if len(example) <= 40 else example[:40] + "…")
+    if meant := language_tags.meant_by(example):
+        shown += f": {meant!r} may be meant"
     written = pa.array(tags, pa.large_string()).take(encoded.indices)
     return written, unknown.to_numpy(zero_copy_only=False), shown

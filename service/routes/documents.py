@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from starlette.convertors import Convertor, register_url_convertor
 
 from mexma.errors import DocumentNotFound, InputError, InvalidLanguageTag, MexmaError
+from mexma.language_tags import canonical_tag
 from service.caller import Caller, caller
 from service.collection_schemas import (
     CountResponse,
@@ -28,7 +29,6 @@ from service.departures import unless_gone
 from service.engine.embedder import Embedder
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, STORE_ERRORS, documented, snake
 from service.json_body import JsonRoute
-from service.language_tags import canonical_tag
 from service.routes.collections import PREFIX, Name, with_encoder
 from service.state import State
 from service.store import filters

@@ -53,7 +53,7 @@ def test_decontamination_ignores_case_and_punctuation(data, tmp_path):
     (tmp_path / "test.txt").write_text("Sentence 7.\nsatz 9 DE\n\n")
     split = opened(data, f"decontaminate={tmp_path / 'test.txt'}")
     assert len(split.train) == 400 - 2 - 1
-    pairs = write(tmp_path / "test.parquet", [("Satz 9, DE", "Sentence 7", "xx")])
+    pairs = write(tmp_path / "test.parquet", [("Satz 9, DE", "Sentence 7", "de")])
     assert len(opened(data, f"decontaminate={pairs}").train) == 400 - 2 - 1
     with pytest.raises(DataError, match="expected a file of sentences"):
         opened(data, "decontaminate=missing.txt")

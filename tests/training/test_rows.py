@@ -14,9 +14,11 @@ from training.rows import canonical_tag
     ("written", "canonical"),
     [
         ("de", "de"), (" de ", "de"), ("DE", "de"), ("pt_br", "pt-BR"), ("zh-hANT-tw", "zh-Hant-TW"),
-        ("deu_Latn", "deu-Latn"), ("es-419", "es-419"), ("de-x-AT", "de-x-at"), ("x-ours", "x-ours"),
-        ("sr@latin", "sr-Latn"), ("sr_RS@latin", "sr-Latn-RS"), ("ca@valencia", "ca-valencia"),
-        ("german", None), ("de@", None), ("d", None), ("de-", None), ("de en", None), ("", None),
+        ("deu_Latn", "de-Latn"), ("ger", "de"), ("iw", "he"), ("cmn_Hans", "cmn-Hans"), ("es-419", "es-419"),
+        ("de-x-AT", "de-x-at"), ("x-ours", "x-ours"), ("sr@latin", "sr-Latn"), ("sr_RS@latin", "sr-Latn-RS"),
+        ("SRP@Latin", "sr-Latn"), ("ca@valencia", "ca-valencia"),
+        ("german", None), ("jp", None), ("xx-DE", None), ("pt-BRA", None), ("de@", None), ("@latin", None),
+        ("d", None), ("de-", None), ("de en", None), ("", None),
     ],
 )  # fmt: skip
 def test_canonical_tags(written, canonical):
@@ -24,13 +26,13 @@ def test_canonical_tags(written, canonical):
 
 
 def test_one_language_however_its_tag_is_written(tmp_path):
-    tags = ["de", "DE", " de ", "german", "german", " ", None]
-    table = pa.table({"src": ["a"] * 7, "trg": ["b"] * 7, "lang": tags})
+    tags = ["de", "DE", " de ", "deu", "xx", "jp", "jp", " ", None]
+    table = pa.table({"src": ["a"] * 9, "trg": ["b"] * 9, "lang": tags})
     pq.write_table(table, tmp_path / "a.parquet")
     source = read(tmp_path / "a.parquet")
-    assert [lang for *_, lang in rows(source)] == ["de"] * 3
+    assert [lang for *_, lang in rows(source)] == ["de"] * 4
     assert source.broken == {
-        "no language tag of BCP 47 such as 'de' ('german')": 2, "no language": 2,
+        "no language tag of BCP 47 such as 'de' ('jp': 'ja' may be meant)": 3, "no language": 2,
     }  # fmt: skip
 
 

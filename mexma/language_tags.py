@@ -1,11 +1,11 @@
 """Language tags (BCP 47) that mean what they say.
 
 A tag of the right shape that no language is registered as (`german`, `jp`), or one of two codes for the
-same language (`deu` beside `de`), matches no document and no detected language, and nobody notices. So
-tags are brought to the form that BCP 47 asks for, and a primary language that is registered nowhere is
-refused. Scripts, regions and variants are held to their shape alone.
+same language (`deu` beside `de`), matches no document and no detected language, and is a language of its
+own in training; nobody notices. So tags are brought to the form that BCP 47 asks for, and a primary language
+that is registered nowhere is refused. Scripts, regions and variants are held to their shape alone.
 
-Refuses to know: collections, HTTP, how languages are detected.
+Refuses to know: collections, HTTP, files of pairs, how languages are detected.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _registry() -> _Registry:
     preferred = dict(REPLACED)
     extended: dict[str, frozenset[str]] = {}
     names: dict[str, str] = {}
-    text = files("service").joinpath("language_subtags.tsv").read_text(encoding="utf-8")
+    text = files("mexma.data").joinpath("language_subtags.tsv").read_text(encoding="utf-8")
     for line in text.splitlines():
         if line.startswith("#"):
             continue
@@ -91,6 +91,13 @@ def canonical_tag(tag: str) -> str:
     return "-".join([primary, *_canonical(rest, of_own=primary == "x")])
 
 
+def meant_by(tag: str) -> str | None:
+    """What may be meant by a tag that is no language's: `ja` by `jp`, `de` by `German`; None if unknown."""
+    name = re.split("[_-]", tag.strip().lower())[0]
+    meant = MEANT.get(name) or _registry().names.get(name)
+    return meant if meant and not is_registered(name) else None
+
+
 def _canonical(subtags: list[str], *, of_own: bool) -> list[str]:
     """of_own: they follow an `x`. What follows one character is no region or script."""
     written = []
@@ -108,9 +115,7 @@ def _refusal(tag: str) -> str:
     says = f"expected a BCP 47 tag such as 'fi' or 'pt-BR', found {shown}"
     if LONG_REGION.fullmatch(tag) and is_registered(_primary(tag)):
         return f"{says}: a region has two letters or three digits"
-    name = re.split("[_-]", tag.strip().lower())[0]
-    meant = MEANT.get(name) or _registry().names.get(name)
-    if meant and not is_registered(name):
+    if meant := meant_by(tag):
         return f"{says}, which is no language's; {meant!r} may be meant"
     if LANGUAGE_TAG.fullmatch(tag):
         return f"{says}, which is no language's"

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mexma.sample import tatoeba_sample
-from service.language_tags import (
+from mexma.language_tags import (
     LANGUAGE_TAG,
     MAX_TAG_CHARACTERS,
     _registry,
     canonical_tag,
     is_registered,
 )
+from mexma.sample import tatoeba_sample
 from service.languages import FOLDED, RARE, LanguageDetector
 from training.phrases import cldr_phrases
 
