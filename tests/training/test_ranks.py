@@ -29,6 +29,7 @@ from training.ranks import Ranks
 from training.runlog import read_rows
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT["PYTHONFAULTHANDLER"] = "1"  # a process that crashes says where
 
 
 def on_two_ranks(*arguments: str) -> list[str]:
