@@ -18,7 +18,7 @@ from training.stopping import Stop
 
 with Stop().heeded():  # torch takes seconds to import, in which Ctrl-C was a traceback
     from mexma.errors import MexmaError
-    from training.errors import RecipeError, RunStateError, Stopped, WorkerLost
+    from training.errors import DataError, RecipeError, RunStateError, Stopped
     from training.loop import train
     from training.ranks import joined
     from training.recipe import Recipe, override
@@ -45,10 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0; 1 after one sentence on stderr; 130 or 143
     (128 and the signal's number) where SIGINT or SIGTERM stopped it."""
     a = parser().parse_intermixed_args(arguments)  # settings before and after --out
-    stop = Stop(a.out)
+    stop, resume = Stop(a.out), a.recipe == RESUME
     try:
         with stop.heeded():
-            resume = a.recipe == RESUME
             recipe = recipe_of(a.out, a.settings) if resume else find_recipe(a.recipe)
             recipe = override(recipe, a.settings)
             with joined(recipe.device) as ranks:
@@ -56,10 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if ranks.first:
                     print(final)
     except MexmaError as error:
-        # What went wrong on one rank, all are told; what is a machine's, its first process. Whose worker
-        # is gone knows it alone.
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, WorkerLost):
-            print(f"mexma-train: {error}", file=sys.stderr)
+        # What went wrong on one rank, all are told; what is a machine's, its first process.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            moved = f"; what lies elsewhere now is told with {', '.join(f'{p}=' for p in PLACES)}"
+            hint = moved if resume and isinstance(error, DataError) else ""
+            print(f"mexma-train: {error}{hint}", file=sys.stderr)
         return 128 + error.number if isinstance(error, Stopped) else 1
     return 0
 

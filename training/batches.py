@@ -31,7 +31,7 @@ from training.alike import Alike
 from training.buckets import Bucket, Layout, Pairs, make_bucket
 from training.chance import number, permutation
 from training.corpus import Corpus
-from training.errors import DataError
+from training.errors import DataError, WorkerLost
 from training.masking import Vocabulary, mask_tokens
 from training.model import PairBatch
 from training.packing import Packed
@@ -120,13 +120,15 @@ class Batches:
         self.alike: Alike | None = None
         self._layout = Layout(recipe.seed, recipe.bucket_batches, recipe.alike)
         self._workers: Workers | None = None
+        self.lost: WorkerLost | None = None
         self._bucket = lru_cache(maxsize=3)(self._make_bucket)
 
     def read(self, first_step: int, workers: int = 0) -> Generator[Step]:
         """Steps from `first_step` to the end; the next one is prepared while one is used.
 
         workers: processes that make buckets ahead; 0: the thread that prepares steps makes them. Close
-        what is returned to end them before the last step. Raises WorkerLost when one of them is gone.
+        what is returned to end them before the last step. What one of them should have made when it was
+        lost is made here, and `lost` says so.
         """
         with ExitStack() as held:
             thread = held.enter_context(ThreadPoolExecutor(1, "batches"))
@@ -160,9 +162,13 @@ class Batches:
         return bucket.ids[bucket.cuts[place]]
 
     def _make_bucket(self, bucket: int) -> Bucket:
+        made = None
         if workers := self._workers:
-            made = workers.bucket(bucket)
-        else:
+            try:
+                made = workers.bucket(bucket)
+            except WorkerLost as error:
+                self.lost = self.lost or error
+        if made is None:
             made = make_bucket(self._tokenizer, self._layout, self._pairs(bucket))
         self.unusable.update(made.unusable)
         return made

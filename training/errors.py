@@ -30,7 +30,7 @@ class NonFiniteLoss(MexmaError):
 
 
 class WorkerLost(MexmaError):
-    """A process that prepared batches ended before the run did. It may be one of any rank."""
+    """A process that prepared batches, of any rank, ended before the run did, which is saved."""
 
 
 class RunStateError(CheckpointError):

@@ -25,7 +25,7 @@ from training.centring import centred
 from training.chance import number
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.corpus import Split, open_corpus
-from training.errors import NonFiniteLoss, RecipeError, RunStateError, Stopped
+from training.errors import NonFiniteLoss, RecipeError, RunStateError, Stopped, WorkerLost
 from training.first_notes import first_notes
 from training.masking import Vocabulary
 from training.miniature import miniature
@@ -262,7 +262,9 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
             # All ranks decide the same: a NaN on one of them is in everybody's gradients.
             exploded = not math.isfinite(norm) and not scaler.is_enabled()
             asked = stop.signal is not None
-            bad, stopping, *totals = ranks.sum(bool(guilty or exploded), asked, *sums.values())
+            bad, stopping, lost, *totals = ranks.sum(
+                bool(guilty or exploded), asked, batches.lost is not None, *sums.values()
+            )
             if bad:
                 everyone = sorted(i for ids in ranks.gather(guilty) for i in ids)
                 all_ids = sorted(
@@ -290,7 +292,7 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
             end = step + 1 == batches.steps
             if end or (step + 1) % recipe.validate_every == 0:
                 progress = judge(progress)
-            if end or stopping or (step + 1) % recipe.save_every == 0 or is_best(progress):
+            if end or stopping or lost or (step + 1) % recipe.save_every == 0 or is_best(progress):
                 save(progress)
             if stopping and not end:
                 sent = next(n for n in ranks.gather(stop.signal) if n is not None)
@@ -298,6 +300,12 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
                     f"stopped by {signal.Signals(sent).name} after step {step + 1} of "
                     f"{batches.steps}; {resume_command(out)} goes on from there",
                     sent,
+                )
+            if lost and not end:
+                whose = next(error for error in ranks.gather(batches.lost) if error is not None)
+                raise WorkerLost(
+                    f"{whose}; the run is saved after step {step + 1} of {batches.steps}, and "
+                    f"{resume_command(out)} goes on from there, with workers=0 if need be"
                 )
 
         # What is left behind --------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from mexma.errors import MexmaError
-from training.errors import RecipeError, Stopped
+from training.errors import RecipeError, Stopped, WorkerLost
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def joined(device: str) -> Iterator[Ranks]:
     try:
         try:
             yield Ranks(distributed.get_rank(), distributed.get_world_size(), here)
-        except Stopped:  # by all, after the same step
+        except (Stopped, WorkerLost):  # by all, after the same step
             distributed.barrier()
             raise
         distributed.barrier()  # who is left behind in the midst of a message aborts

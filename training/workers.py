@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -61,17 +61,25 @@ class Workers:
         for worker in self._all:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(count, "workers")
+        self._closing = False
 
     def bucket(self, number: int) -> Bucket:
-        """Waits for a bucket; the next ones are begun. Raises WorkerLost, and what `make_bucket` does."""
+        """Waits for a bucket; the next ones are begun. Raises WorkerLost, and what `make_bucket` does;
+        CancelledError where it is closed meanwhile."""
         # One more than there are processes: when this one is fetched, all have something to do.
         for n in range(number, min(number + len(self._all) + 1, self._buckets)):
             if n not in self._coming:
                 self._coming[n] = self._threads.submit(self._make, n)
-        return self._coming.pop(number).result()
+        try:
+            return self._coming.pop(number).result()
+        except WorkerLost:
+            if self._closing:
+                raise CancelledError from None
+            raise
 
     def close(self) -> None:
         """Ends the processes, whatever they do; who waits for a bucket gets an error."""
+        self._closing = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._all:
             worker.process.kill()
@@ -123,8 +131,7 @@ class _Worker:
             status = self.process.wait()
             how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
             raise WorkerLost(
-                f"process {self.process.pid}, which prepared batches, was ended {how} (is memory short?); "
-                "resume the run to go on from its last checkpoint, with fewer workers= or workers=0"
+                f"process {self.process.pid}, which prepared batches, was ended {how} (is memory short?)"
             ) from None
         if isinstance(made, MexmaError):
             raise made

@@ -75,6 +75,14 @@ def test_one_rank_that_is_asked_to_stop_stops_both_after_the_same_step(runs):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_lost_process_of_one_rank_ends_both_after_the_same_step(runs):
+    said = [json.loads((runs / f"lost-{rank}.json").read_text()) for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert "was ended by SIGKILL" in said[0]
+    [step] = re.findall(r"the run is saved after step (\d+) of 6", said[0])
+    assert (runs / f"lost/checkpoints/step-{int(step):08d}").is_dir()
+
+
 def test_what_one_rank_cannot_read_ends_both(runs):
     said = [json.loads((runs / f"blind-{rank}.json").read_text()) for rank in (0, 1)]
     assert said == ["is not on this machine"] * 2

@@ -339,7 +339,10 @@ def test_data_that_lies_elsewhere_is_taken_where_it_is_the_same(tmp_path, capsys
     short(tmp_path / "whole", *begun, "hold_out_fraction=0")
     there.rename(here)
     assert main(["resume", "--out", str(out)]) == 1
-    assert f"{there / 'train.tsv'}: expected this file, found none" in capsys.readouterr().err
+    missing = (
+        f"{there / 'train.tsv'}: expected this file, found none; what lies elsewhere now is told"
+    )
+    assert f"{missing} with data=, hold_out=, decontaminate=" in capsys.readouterr().err
     (here / "judge.tsv").rename(here / "other.tsv")
     whole = (here / "train.tsv").read_text().splitlines(keepends=True)
     (here / "fewer.tsv").write_text("".join(whole[:-1]))

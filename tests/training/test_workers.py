@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from training import loop
 from training.__main__ import main
 from training.batches import Batches, Step
 from training.corpus import Corpus
-from training.errors import DataError, WorkerLost
+from training.errors import DataError
 from training.runlog import read_rows
 from training.workers import MOST, workers_for
 
@@ -116,8 +117,7 @@ def test_a_worker_has_no_torch_to_import():
     assert done.stdout == "set()\n"
 
 
-def test_a_worker_that_dies_ends_the_run_in_one_sentence(tmp_path, monkeypatch, capfd):
-    few = ["bucket_batches=1", "pairs=320", "save_every=1"]  # 20 buckets, 10 steps
+def test_a_worker_that_dies_ends_the_run_in_one_sentence_and_saved(tmp_path, monkeypatch, capfd):
     honest, killed = loop.set_rate, []
 
     def kill(*arguments):
@@ -127,24 +127,31 @@ def test_a_worker_that_dies_ends_the_run_in_one_sentence(tmp_path, monkeypatch, 
                 os.kill(worker, signal.SIGKILL)
         return honest(*arguments)
 
+    few = ["bucket_batches=1", "pairs=320", "save_every=100"]  # 20 buckets, 10 steps
+    out = tmp_path / "run"
     monkeypatch.setattr(loop, "set_rate", kill)
-    arguments = [*few, "workers=2", "--out", str(tmp_path / "run")]
-    assert main(["tiny_cpu", *arguments]) == 1
+    assert main(["tiny_cpu", *few, "workers=2", "--out", str(out)]) == 1
     assert len(killed) == 2
     assert workers_of(os.getpid()) == []
     error = capfd.readouterr().err
     assert "Traceback" not in error
     last = error.splitlines()[-1]
-    assert last.startswith("mexma-train: process ")
-    assert "which prepared batches, was ended by SIGKILL (is memory short?); resume" in last
-    monkeypatch.setattr(loop, "set_rate", honest)
-    assert main(["resume", "workers=0", "--out", str(tmp_path / "run")]) == 0
+    steps = [row["step"] for row in read_rows(out) if row["kind"] == "step"]
+    assert re.fullmatch(
+        r"mexma-train: process \d+, which prepared batches, was ended by SIGKILL \(is memory short\?\); "
+        rf"the run is saved after step {steps[-1]} of 10, and `mexma-train resume --out {out}` goes on .*",
+        last,
+    ), last
+    assert (out / f"checkpoints/step-{steps[-1]:08d}").is_dir()
+    assert steps[-1] < 10
 
 
-def test_a_worker_that_fails_says_with_what_status(monkeypatch):
+def test_what_a_lost_worker_should_have_made_is_made_and_its_end_told(monkeypatch):
+    whole = read(batches(*SETTINGS))
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(WorkerLost, match=r"was ended with status 1 "):
-        read(batches(*SETTINGS), workers=1)
+    b = batches(*SETTINGS)
+    assert read(b, workers=1) == whole
+    assert re.fullmatch(r"process \d+, which .*, was ended with status 1 \(is .*", str(b.lost))
 
 
 @pytest.mark.parametrize("sent", ["SIGKILL", "SIGINT", "SIGINT twice"])

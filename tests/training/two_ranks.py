@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
+from tests.training.test_workers import workers_of
 from training import loop, model
 from training.corpus import Split
-from training.errors import DataError, NonFiniteLoss, Stopped
+from training.errors import DataError, NonFiniteLoss, Stopped, WorkerLost
 from training.loop import train
 from training.ranks import joined
 from training.recipe import Recipe, override
@@ -62,6 +63,18 @@ def main() -> None:
             (folder / f"stopped-{ranks.rank}.json").write_text(json.dumps(str(stopped)))
         with_workers = recipe("alike=4", "workers=1")
         train(with_workers, folder / "stopped", ranks, quiet=True, resume=True)
+
+        # One rank's processes that prepare batches are killed, and both stop.
+        def kill(point: str) -> None:
+            if point == "step 1" and ranks.rank == 1:
+                for worker in workers_of(os.getpid()):
+                    os.kill(worker, signal.SIGKILL)
+
+        some = recipe("alike=4", "workers=1", "bucket_batches=1")
+        try:
+            train(some, folder / "lost", ranks, quiet=True, reached=kill)
+        except WorkerLost as lost:
+            (folder / f"lost-{ranks.rank}.json").write_text(json.dumps(str(lost)))
 
         # One rank finds no data, and both say so.
         found = loop.open_corpus
