@@ -1,8 +1,7 @@
 """Word alignment from token states, and its error rate against gold links.
 
-Argmax and Itermax are the two methods of SimAlign (Jalili Sabet, Dufter, Yvon and Schütze
-2020, Findings of EMNLP, arXiv 2004.08728) over the encoder's last hidden states. Pieces are
-linked, and two words are linked when any of their pieces are.
+Pieces are linked by the methods of `mexma.alignment`, and two words are linked when any of their
+pieces are.
 
 Gold comes in Pharaoh format, one string per sentence pair: "0-0 1-2 3p4" links source word 0 to
 target word 0 surely and source word 3 to target word 4 possibly. Words are what white space
@@ -12,19 +11,14 @@ divides.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evaluation.retrieval import Bool, Float, Index
+from evaluation.retrieval import Bool, Index
 from mexma.errors import InputError
 
 Link = tuple[int, int]
-
-ITERATIONS = 2
-DISCOUNT = 0.9
 
 
 @dataclass(frozen=True)
@@ -103,62 +97,11 @@ def parse_links(
     return Gold(frozenset(sure), frozenset(possible))
 
 
-def similarities(source: Float, target: Float) -> NDArray[np.float64]:
-    """(1 + cosine) / 2, float64 `[n, m]`, of states float32 `[n, hidden]` and `[m, hidden]`.
-
-    Between 0 and 1, so that a discount lowers every entry. A zero state has 0.5 to all.
-    """
-    unit = []
-    for states in (source, target):
-        wide = states.astype(np.float64)
-        norms = np.linalg.norm(wide, axis=1, keepdims=True)
-        unit.append(wide / np.where(norms > 0, norms, 1))
-    return (1 + unit[0] @ unit[1].T) / 2
-
-
-def argmax_links(similarity: NDArray[np.float64]) -> Bool:
-    """Pieces that choose each other, bool `[n, m]`; ties go to the lower index.
-
-    similarity: float64 `[n, m]`, not negative. Zero means "never": it links nothing.
-    """
-    links = np.zeros(similarity.shape, np.bool_)
-    if similarity.size == 0:
-        return links
-    rows = np.arange(len(similarity))
-    chosen = similarity.argmax(1)
-    mutual = similarity.argmax(0)[chosen] == rows
-    links[rows[mutual], chosen[mutual]] = True
-    return links & (similarity > 0)
-
-
-def itermax_links(
-    similarity: NDArray[np.float64], *, iterations: int = ITERATIONS, discount: float = DISCOUNT
-) -> Bool:
-    """Argmax repeated over what is left, bool `[n, m]`.
-
-    After each round a pair is out of question when both its pieces are linked, and its
-    similarity is multiplied by `discount` when one of them is. The first round is
-    `argmax_links`.
-    """
-    links = np.zeros(similarity.shape, np.bool_)
-    for _ in range(iterations):
-        row, column = links.any(1, keepdims=True), links.any(0, keepdims=True)
-        weight = np.where(row & column, 0.0, np.where(row | column, discount, 1.0))
-        links |= argmax_links(similarity * weight)
-    return links
-
-
 def diagonal_links(source_words: int, target_words: int) -> set[Link]:
     """The plain alternative, which looks at no word: positions in proportion."""
     if not target_words:
         return set()
     return {(i, (2 * i + 1) * target_words // (2 * source_words)) for i in range(source_words)}
-
-
-METHODS: dict[str, Callable[[NDArray[np.float64]], Bool]] = {
-    "argmax": argmax_links,
-    "itermax": itermax_links,
-}
 
 
 def word_links(pieces: Bool, source_words: Index, target_words: Index) -> set[Link]:

@@ -18,6 +18,7 @@ from evaluation.pairs import Pairs
 from evaluation.report import Column, Table
 from evaluation.subject import Subject, VectorTable
 from mexma import neighbours
+from mexma.alignment import DISCOUNT, ITERATIONS, METHODS, similarities
 from mexma.errors import InputError
 
 DIRECTIONS = ("forward", "backward", "both")
@@ -214,13 +215,13 @@ def measure_alignment(
         "alignment",
         "Alignment error rate in per cent by Och and Ney's definition, sums over sentences; links by "
         "cosine of last hidden states of pieces (SimAlign's argmax and itermax, "
-        f"{alignment.ITERATIONS} rounds, discount {alignment.DISCOUNT}); words are what white space "
+        f"{ITERATIONS} rounds, discount {DISCOUNT}); words are what white space "
         "divides. Diagonal: positions in proportion, no model.",
         [
             Column("sentences", digits=0),
             *(
                 Column(f"{method} {what}", better)
-                for method in alignment.METHODS
+                for method in METHODS
                 for what, better in (
                     ("AER", "lower"),
                     ("precision", "higher"),
@@ -248,14 +249,14 @@ def measure_alignment(
             for i, x, y in zip(rows, source, target, strict=True)
         ]
         states = zip(subject.token_states(source), subject.token_states(target), strict=True)
-        counts = {name: alignment.AlignmentErrors() for name in (*alignment.METHODS, "diagonal")}
+        counts = {name: alignment.AlignmentErrors() for name in (*METHODS, "diagonal")}
         for (x, y), links, words_x, words_y in zip(states, gold, source, target, strict=True):
-            similarity = alignment.similarities(x.states, y.states)
-            for name, method in alignment.METHODS.items():
+            similarity = similarities(x.states, y.states)
+            for name, method in METHODS.items():
                 counts[name].add(alignment.word_links(method(similarity), x.word, y.word), links)
             counts["diagonal"].add(alignment.diagonal_links(len(words_x), len(words_y)), links)
         row: list[float | None] = [len(rows)]
-        for name in alignment.METHODS:
+        for name in METHODS:
             c = counts[name]
             row += [100 * c.aer, 100 * c.precision, 100 * c.recall]
         table.rows[lang] = [*row, 100 * counts["diagonal"].aer]

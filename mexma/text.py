@@ -68,6 +68,15 @@ class Tokens:
         return len(self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class LocatedTokens(Tokens):
+    """spans: where in the caller's text each token lies, (start, end) in characters; (0, 0) for special
+    tokens and those of the encoder's prefix. Letters that are one by composition may be said to end
+    before their marks."""
+
+    spans: Sequence[tuple[int, int]] = ()
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """Token sequences that run together; each engine takes them as it needs them.
@@ -137,6 +146,14 @@ def _check_text(item: int, text: str) -> None:
             f"at character {error.start}",
             item=item,
         ) from None
+
+
+def _check_size(texts: Sequence[str]) -> None:
+    if (size := sum(map(len, texts))) > GROUP_CHARACTERS:
+        raise InputError(
+            f"expected at most {GROUP_CHARACTERS} characters in all, found {size}",
+            limit=GROUP_CHARACTERS,
+        )
 
 
 def _groups(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -245,6 +262,30 @@ class TextTokenizer:
             ]
         return out
 
+    def locate(
+        self, texts: Sequence[str], *, truncate: bool = True, side: Side = "right"
+    ) -> list[LocatedTokens]:
+        """As `encode`, and where the tokens lie. Raises InputError for more than GROUP_CHARACTERS in all,
+        too."""
+        _check_size(texts)
+        for item, text in enumerate(texts):
+            _check_text(item, text)
+        return [self._locate(item, text, truncate, side) for item, text in enumerate(texts)]
+
+    def _locate(self, item: int, text: str, truncate: bool, side: Side) -> LocatedTokens:
+        whole = self.prefix + text
+        encoded = self._guarded(self._tokenizer.encode, whole)
+        ids = np.array(encoded.ids, np.int64)
+        tokens = self._fit(item, ids, whole, truncate=truncate, side=side)
+        head, tail = len(self._head), len(self._tail)
+        room = len(tokens) - head - tail
+        first = head if side == "right" else tokens.seen - tail - room
+        spans = [(0, 0)] * len(tokens)
+        for place, (start, end) in enumerate(encoded.offsets[first : first + room], head):
+            if end > len(self.prefix):
+                spans[place] = max(0, start - len(self.prefix)), end - len(self.prefix)
+        return LocatedTokens(tokens.ids, tokens.seen, tokens.cut_at, spans)
+
     def decode(self, ids: NDArray[np.int64]) -> str:
         """What tokens, int64 `[length]`, stand for, without special ones; not always what was encoded."""
         text: str = self._guarded(self._tokenizer.decode, ids.tolist(), skip_special_tokens=True)
@@ -256,8 +297,7 @@ class TextTokenizer:
         Raises EmptyText or UnencodableText naming the item, InputError for more than GROUP_CHARACTERS in
         all, and EngineError when the tokenizer itself fails.
         """
-        if (size := sum(map(len, texts))) > GROUP_CHARACTERS:
-            raise InputError(f"expected at most {GROUP_CHARACTERS} characters in all, found {size}")
+        _check_size(texts)
         for item, text in enumerate(texts):
             _check_text(item, text)
         return [self._pieces(text, special) for text in texts]
