@@ -70,7 +70,7 @@ def serialisation_ms(count: int, dim: int) -> list[tuple[str, float]]:
     drawn = np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     ids = np.arange(5, 29)
-    embedded = Embedded(drawn, [Tokens(ids, len(ids), None)] * count, {}, 0.0, 0.0, 0.0)
+    embedded = Embedded([Tokens(ids, len(ids), None)] * count, {}, 0.0, 0.0, 0.0, drawn)
     ways: list[tuple[str, Callable[[], object]]] = [
         ("numbers", lambda: json_response(openai_body(embedded, drawn, "float", "m"), {})),
         ("base64", lambda: json_response(openai_body(embedded, drawn, "base64", "m"), {})),

@@ -51,6 +51,11 @@ class Encoder(Protocol):
         """Vectors float32 `[n, dim]` of `n >= 1` token sequences, as one batch."""
         ...
 
+    def token_states(self, sequences: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """The states of the tokens of each of them, float32 `[length, hidden]`, as one batch. Only where
+        the manifest names an output for them; raises EngineError."""
+        ...
+
 
 def tokenizer_of(artifact: Artifact) -> TextTokenizer:
     """The tokenizer of a verified artifact. Raises ArtifactError."""
@@ -114,6 +119,11 @@ class OnnxEncoder:
 
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         return self.session.run(TokenBatch.pad(sequences, self.manifest.pad_id))
+
+    def token_states(self, sequences: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        states = self.session.token_states(TokenBatch.pad(sequences, self.manifest.pad_id))
+        # Copied: a slice of the batch would keep all of it in memory.
+        return [row[: len(ids)].copy() for row, ids in zip(states, sequences, strict=True)]
 
 
 def encode(

@@ -6,8 +6,10 @@
     │   ├── TextTooLong             longer than the limit, and truncation was refused
     │   ├── UnencodableText         not valid Unicode (a lone surrogate)
     │   ├── TokenOutOfRange         a token id this tokenizer does not have
-    │   └── TooManyItems            more items in one request than the limit
+    │   ├── TooManyItems            more items in one request than the limit
+    │   └── TooManyTokens           more tokens in one request than the limit
     ├── ModelNotFound               no model of that name is served
+    ├── NoTokenStates               the model gives vectors of whole texts only
     ├── InstallationError           the packages installed here cannot do the job
     │   ├── ConflictingPackages     CPU and GPU twins of one package, installed over each other
     │   └── DeviceUnavailable       the device asked for is not there; we never fall back silently
@@ -96,8 +98,16 @@ class TooManyItems(InputError):
     """The request holds more items than `limit`."""
 
 
+class TooManyTokens(InputError):
+    """The request holds more tokens than `limit`, of which each has an answer of its own."""
+
+
 class ModelNotFound(MexmaError):
     """No model of that name or fingerprint is served."""
+
+
+class NoTokenStates(MexmaError):
+    """The model was exported without the states of its tokens."""
 
 
 class InstallationError(MexmaError):

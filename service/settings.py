@@ -262,6 +262,14 @@ class Settings(BaseSettings):
         description="Texts, documents, queries, or sentences to mine (both lists together) in one request; "
         "more get 422.",
     )
+    max_state_tokens: int = Field(
+        8192,
+        ge=1,
+        description="Tokens in one request to `/embed_all` or `/v1/align`, after truncation; more get 422. "
+        "Each token has a vector there, so this bounds the memory of an answer: with 384 dimensions 6 kB "
+        "a token as numbers and JSON together. Four times as many are held at once by all such requests, "
+        "twice by those of one client; beyond that they get 503 with Retry-After.",
+    )
     max_search_hits: int = Field(
         100_000,
         ge=1,

@@ -48,7 +48,7 @@ class FakeEncoder:
         record = FileRecord(hashlib.sha256(name.encode()).hexdigest(), 1)
         self.manifest = Manifest(
             name=name, dim=dim, max_tokens=max_tokens, vocabulary_size=259, pad_id=1,
-            pooling="mean", precision="fp32", prefix="",
+            pooling="mean", precision="fp32", prefix="", token_output_name="token_states",
             files={"model.onnx": record, "tokenizer.json": record},
         )  # fmt: skip
         self.tokenizer = TextTokenizer(byte_tokenizer_json(), max_tokens=max_tokens)
@@ -81,6 +81,17 @@ class FakeEncoder:
         if self.not_finite is not None:
             vectors[[self.not_finite in s for s in sequences]] = np.nan
         return vectors
+
+    def token_states(self, sequences: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """Of each token the vector of a sequence of it alone; misbehaves as `run` does."""
+        self.run(sequences)
+        states = [
+            np.stack([vector_of(ids[i : i + 1], self.manifest.dim) for i in range(len(ids))])
+            for ids in sequences
+        ]
+        for ids, one in zip(sequences, states, strict=True):
+            one[ids == self.not_finite] = np.nan
+        return states
 
     def renew(self) -> None:
         """A new session computes what it should."""

@@ -35,7 +35,7 @@ from service.engine.admission import Admission, Asked
 from service.engine.cache import VectorCache
 from service.engine.cost import BatchCost, Pace
 from service.engine.lanes import Entry, Lane, Lanes, entries_by_receiver
-from service.engine.streams import Outcome, Run, Streams
+from service.engine.streams import Outcome, Rows, Run, RunStates, Streams
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,9 @@ class BatchObserver(Protocol):
 class Job:
     """One caller's sequences on their way.
 
-    vectors: float32 `[n, dim]`, allocated with the first result. errors: index -> error of
-    the sequences that failed. queue_s: from submission until its first sequence ran;
+    vectors: float32 `[n, dim]`, allocated with the first result. states: in their place where those of
+    tokens are asked for, each float32 `[length, hidden]`, perhaps another job's, too. errors: index ->
+    error of the sequences that failed. queue_s: from submission until its first sequence ran;
     inference_s: time of the batches that its sequences were in.
     """
 
@@ -86,6 +87,7 @@ class Job:
     remaining: int = 0
     entries: list[Entry] = field(default_factory=list)
     last_batch: object = None
+    states: list[NDArray[np.float32] | None] | None = None
 
 
 class Batcher:
@@ -106,11 +108,13 @@ class Batcher:
         observer: BatchObserver | None = None,
         cache: VectorCache | None = None,
         clock: Callable[[], float] = time.monotonic,
+        states: RunStates | None = None,
     ):
         """run: sequences (each int64 `[length]`) to vectors float32 `[n, dim]`, blocking; on `streams`
-        threads at once. pads: whether it computes each of a batch as long as the longest. bulk_beside:
-        whether bulk work is begun beside another batch, too. least_quantum: tokens that a batch may have
-        whoever is about. max_wait_s: that an interactive job may be about to wait."""
+        threads at once. states: the same to the states of their tokens. pads: whether it computes each of
+        a batch as long as the longest. bulk_beside: whether bulk work is begun beside another batch, too.
+        least_quantum: tokens that a batch may have whoever is about. max_wait_s: that an interactive job
+        may be about to wait."""
         self._pads = pads
         self._bulk_beside = bulk_beside
         self._least_quantum = least_quantum
@@ -125,6 +129,7 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams = Streams(
             run,
+            states=states,
             count=streams,
             take=self._take,
             report=self._report,
@@ -215,6 +220,7 @@ class Batcher:
         deadline: float | None = None,
         claim: int | None = None,
         fresh: bool = False,
+        states: bool = False,
     ) -> Job:
         """Run `sequences` and return the finished job.
 
@@ -222,11 +228,13 @@ class Batcher:
         which what still waits is not run. claim: by what the same request of this client is known
         if it is refused and comes back. Raises Overloaded when the queue is full, and
         DeadlineExceeded. Failures of single sequences are in `Job.errors`, not raised. If the
-        caller is cancelled, its sequences leave the queue. fresh: not from the cache.
+        caller is cancelled, its sequences leave the queue. fresh: not from the cache. states: of
+        the tokens, in `Job.states`, and no vectors; they are not kept in the cache.
         """
         job = self.enqueue(
-            sequences, lane=lane, client=client, deadline=deadline, claim=claim, fresh=fresh
-        )
+            sequences, lane=lane, client=client, deadline=deadline, claim=claim, fresh=fresh,
+            states=states,
+        )  # fmt: skip
         try:
             if job.remaining:
                 await job.future
@@ -244,6 +252,7 @@ class Batcher:
         deadline: float | None = None,
         claim: int | None = None,
         fresh: bool = False,
+        states: bool = False,
     ) -> Job:
         """As `submit`, without waiting: `Job.future` says when the job is finished."""
         if self._loop is None:
@@ -252,7 +261,10 @@ class Batcher:
         job = Job(
             len(sequences), self._loop.create_future(), now, deadline, remaining=len(sequences)
         )
-        wanted = range(len(sequences)) if fresh else self._from_cache(job, sequences)
+        if states:
+            job.states = [None] * len(sequences)
+        whole = fresh or states
+        wanted = range(len(sequences)) if whole else self._from_cache(job, sequences)
         joined = 0
         with self._arrived:
             tokens = sum([len(sequences[i]) for i in wanted])
@@ -261,8 +273,9 @@ class Batcher:
                 raise EngineError("the service is shutting down")
             for i in reversed(wanted) if first else wanted:
                 entry = self._lanes.add(
-                    sequences[i], (job, i), lane=lane, client=client, now=now, first=first
-                )
+                    sequences[i], (job, i), lane=lane, client=client, now=now, first=first,
+                    states=states,
+                )  # fmt: skip
                 job.entries.append(entry)
                 joined += len(entry.receivers) > 1
             if wanted and self._wakes(tokens, now):
@@ -404,7 +417,7 @@ class Batcher:
             error = EngineError(f"inference failed: {type(error).__name__}")
         self._fail(outcome.batch, error)
 
-    def _settle_vectors(self, outcome: Outcome, vectors: NDArray[np.float32]) -> None:
+    def _settle_vectors(self, outcome: Outcome, vectors: Rows) -> None:
         batch = outcome.batch
         self.last_failure = None
         if self._observer:
@@ -414,13 +427,18 @@ class Batcher:
                 padded_tokens=self._computed(batch),
                 seconds=outcome.seconds,
             )
-        finite: list[bool] = np.logical_and.reduce(np.isfinite(vectors), axis=1).tolist()
+        states = isinstance(vectors, list)
+        finite: list[bool]
+        if states:
+            finite = [bool(np.isfinite(one).all()) for one in vectors]
+        else:
+            finite = np.logical_and.reduce(np.isfinite(vectors), axis=1).tolist()
         if not all(finite):
             bad = [entry for entry, good in zip(batch, finite, strict=True) if not good]
             self._fail(bad, NonFiniteVector("inference gave a vector that is not finite"))
         with self._arrived:
             self._lanes.finish(batch)
-        if self._cache:
+        if self._cache and not states:
             for entry, vector, good in zip(batch, vectors, finite, strict=True):
                 if good:
                     self._cache.put(self._cache.key(entry.ids), vector)
@@ -430,6 +448,10 @@ class Batcher:
                 timed = job
                 self._time(job, outcome)
             self._deliver(job, index, vectors[position])
+        for (
+            entry
+        ) in batch:  # else each job is in a cycle with its entries, and stays until that is found
+            entry.receivers = []
 
     def _time(self, job: Job, outcome: Outcome) -> None:
         if job.last_batch is outcome:
@@ -440,6 +462,10 @@ class Batcher:
             job.queue_s = max(0.0, outcome.started - job.submitted)
 
     def _deliver(self, job: Job, index: int, vector: NDArray[np.float32]) -> None:
+        if job.states is not None:
+            job.states[index] = vector
+            self._count_down(job)
+            return
         if job.vectors is None:
             job.vectors = np.zeros((job.count, len(vector)), np.float32)
         job.vectors[index] = vector

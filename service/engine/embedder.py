@@ -8,18 +8,27 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mexma.encoder import Encoder
-from mexma.errors import DeadlineExceeded, EngineError, InputError, Overloaded, TooManyItems
+from mexma.errors import (
+    DeadlineExceeded,
+    EngineError,
+    InputError,
+    NoTokenStates,
+    Overloaded,
+    TooManyItems,
+    TooManyTokens,
+)
 from mexma.text import Piece, Side, Tokens
 from service import tracing
 from service.caller import INTERNAL, Caller, is_ours
@@ -29,6 +38,7 @@ from service.engine.cache import VectorCache
 from service.engine.holders import Holders
 from service.engine.invariance import InvarianceCheck
 from service.engine.lanes import Lane
+from service.engine.state_room import StateRoom
 from service.language_meter import LanguageMeter
 from service.metrics import Metrics
 from service.security import quotas
@@ -53,14 +63,9 @@ BYTES_PER_TOKEN = 10
 
 
 @dataclass
-class Embedded:
-    """The outcome of one request.
+class Receipt:
+    """What one request took. tokens: per item, None where tokenising failed. Times in seconds."""
 
-    vectors: float32 `[n, dim]`; rows of failed items are zero and their errors are in
-    `errors`. tokens: per item, None where tokenising failed. Times in seconds.
-    """
-
-    vectors: NDArray[np.float32]
     tokens: list[Tokens | None]
     errors: dict[int, InputError | EngineError]
     tokenize_s: float
@@ -70,6 +75,25 @@ class Embedded:
     @property
     def token_count(self) -> int:
         return sum(len(t) for t in self.tokens if t is not None)
+
+
+@dataclass
+class Embedded(Receipt):
+    """The outcome of one request.
+
+    vectors: float32 `[n, dim]`; rows of failed items are zero and their errors are in
+    `errors`.
+    """
+
+    vectors: NDArray[np.float32]
+
+
+@dataclass
+class TokenStates(Receipt):
+    """The outcome of one request for the states of tokens: states float32 `[length, hidden]` of each item,
+    special tokens included, not to be written to."""
+
+    states: list[NDArray[np.float32]]
 
 
 class Embedder:
@@ -97,6 +121,7 @@ class Embedder:
         on_gpu = settings.device == "cuda"
         self.batcher = Batcher(
             check.run,
+            states=encoder.token_states,
             max_batch_tokens=settings.max_batch_tokens,
             max_batch_items=settings.max_batch_items,
             max_queue_tokens=settings.max_queue_tokens,
@@ -111,6 +136,9 @@ class Embedder:
             cache=VectorCache(settings.cache_mb << 20, fingerprint=encoder.fingerprint),
         )
         metrics.watch(self.batcher)
+        self.state_room = StateRoom(
+            settings.max_state_tokens, tokens_per_s=lambda: self.batcher.cost.tokens_per_s
+        )
         self.language_meter: LanguageMeter | None = None
         self.tokenizer_threads = _tokenizer_threads(settings)
         self._tokenizes_apart = on_gpu
@@ -171,6 +199,62 @@ class Embedder:
                 partial=partial,
                 caller=caller,
             )
+
+    @asynccontextmanager
+    async def token_states(
+        self,
+        items: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        truncate: bool | None = None,
+        side: Side = "right",
+        locate: bool = False,
+        caller: Caller = INTERNAL,
+    ) -> AsyncIterator[TokenStates]:
+        """The states of the tokens of texts or token ids, `async with`: room for them is held until its end.
+
+        locate: where the tokens of texts lie, too: they are `LocatedTokens` then. The rest as `embed`, in the
+        same queue. Raises what that does, NoTokenStates where the model gives none, and TooManyTokens.
+        """
+        manifest = self.encoder.manifest
+        if manifest.token_output_name is None:
+            raise NoTokenStates(
+                f"{manifest.name} was exported without token states; mexma-export writes them with "
+                "--token-states"
+            )
+        wanted = self.settings.auto_truncate if truncate is None else truncate
+        tokenizer = self.encoder.tokenizer
+        limit = self.settings.max_state_tokens
+        texts = [item for item in items if isinstance(item, str)]
+
+        def tokenize(batch: Sequence[Any]) -> list[Tokens]:
+            if not texts:
+                return tokenizer.from_ids(batch, truncate=wanted)
+            work = tokenizer.locate if locate else tokenizer.encode
+            return [*work(batch, truncate=wanted, side=side)]
+
+        with ExitStack() as held, self.holders:
+
+            def admit(tokens: int) -> None:
+                if tokens > limit:
+                    raise TooManyTokens(
+                        f"the request has {tokens} tokens; the limit is {limit} where each has a vector in "
+                        "the answer (MEXMA_MAX_STATE_TOKENS)",
+                        limit=limit,
+                    )
+                held.enter_context(self.state_room.of(caller.client, tokens))
+
+            started = time.monotonic()
+            small = bool(texts) and sum(map(len, texts)) <= INLINE_CHARACTERS
+            receipt, job = await self._run(
+                items, tokenize, inline=small, partial=False, caller=caller, admit=admit
+            )
+            if receipt.errors:
+                raise receipt.errors[min(receipt.errors)]
+            states = [one for one in job.states or () if one is not None]
+            self._tell(receipt, started)
+            if self.language_meter is not None and texts and not is_ours(caller):
+                self.language_meter.observe(texts, receipt.tokens)
+            yield TokenStates(**vars(receipt), states=states)
 
     async def pieces(self, texts: Sequence[str], *, special: bool) -> list[list[Piece]]:
         """The tokens of texts, which are not embedded. special: those around each, too. Raises InputError
@@ -258,6 +342,33 @@ class Embedder:
         partial: bool,
         caller: Caller,
     ) -> Embedded:
+        started = time.monotonic()
+        receipt, job = await self._run(
+            items, tokenize, inline=inline, partial=partial, caller=caller
+        )
+        if receipt.errors and not partial:
+            raise receipt.errors[min(receipt.errors)]
+        if not receipt.errors and job.vectors is not None:
+            vectors = job.vectors
+        else:
+            vectors = np.zeros((len(items), self.encoder.manifest.dim), np.float32)
+            if job.vectors is not None:
+                vectors[[i for i, t in enumerate(receipt.tokens) if t is not None]] = job.vectors
+        self._tell(receipt, started)
+        return Embedded(**vars(receipt), vectors=vectors)
+
+    async def _run(
+        self,
+        items: Sequence[T],
+        tokenize: Callable[[Sequence[T]], list[Tokens]],
+        *,
+        inline: bool,
+        partial: bool,
+        caller: Caller,
+        admit: Callable[[int], None] | None = None,
+    ) -> tuple[Receipt, Job]:
+        """Through the queue. partial: whether bad items leave the others. admit: the states of the tokens
+        are wanted; asked with how many there are, before they cost anything."""
         self.check_count(len(items))
         started = time.monotonic()
         limit_s = self._limit_s(caller)
@@ -270,6 +381,10 @@ class Embedder:
                     tokens, failed = await self._tokenize_on_threads(items, tokenize, partial)
                 tokenize_s = time.monotonic() - started
                 sequences = [t.ids for t in tokens if t is not None]
+                more = {}
+                if admit is not None:
+                    admit(sum(map(len, sequences)))
+                    more = {"states": True}
                 internal = is_ours(caller)
                 alone = self._is_idle()
                 with quotas.spending(0 if internal else sum(map(len, sequences))):
@@ -279,6 +394,7 @@ class Embedder:
                         client=caller.client,
                         deadline=started + limit_s,
                         claim=None if internal else claims.current.get(),
+                        **more,
                     )
         except (TimeoutError, DeadlineExceeded):
             raise DeadlineExceeded(
@@ -292,39 +408,31 @@ class Embedder:
                 + ("" if alone else ", or retry when the service is less busy")
             ) from None
         errors: dict[int, InputError | EngineError] = dict(failed)
-        if not failed and not job.errors and job.vectors is not None:
-            vectors = job.vectors
-        else:
-            good = [i for i, t in enumerate(tokens) if t is not None]
-            for index, error in job.errors.items():
-                errors[good[index]] = error
-            if errors and not partial:
-                raise errors[min(errors)]
-            vectors = np.zeros((len(items), self.encoder.manifest.dim), np.float32)
-            if job.vectors is not None:
-                vectors[good] = job.vectors
-        embedded = Embedded(
-            vectors, tokens, errors, tokenize_s, job.queue_s or 0.0, job.inference_s
-        )
+        good = [i for i, t in enumerate(tokens) if t is not None] if job.errors else []
+        for index, error in job.errors.items():
+            errors[good[index]] = error
+        return Receipt(tokens, errors, tokenize_s, job.queue_s or 0.0, job.inference_s), job
+
+    def _tell(self, receipt: Receipt, started: float) -> None:
+        """The trace, and the metrics."""
         if (trace := tracing.current.get()) is not None:
             trace.stages(
                 started,
                 {
-                    "tokenize": tokenize_s,
-                    "queue": embedded.queue_s,
-                    "engine": time.monotonic() - started - tokenize_s - embedded.queue_s,
+                    "tokenize": receipt.tokenize_s,
+                    "queue": receipt.queue_s,
+                    "engine": time.monotonic() - started - receipt.tokenize_s - receipt.queue_s,
                 },
-                **{"mexma.items": len(items), "mexma.tokens": embedded.token_count},
+                **{"mexma.items": len(receipt.tokens), "mexma.tokens": receipt.token_count},
             )
         self.metrics.embedded(
-            items=len(items),
-            tokens=embedded.token_count,
-            truncated=sum(t is not None and t.seen > len(t) for t in tokens),
-            tokenize_s=tokenize_s,
-            queue_s=embedded.queue_s,
-            inference_s=embedded.inference_s,
+            items=len(receipt.tokens),
+            tokens=receipt.token_count,
+            truncated=sum(t is not None and t.seen > len(t) for t in receipt.tokens),
+            tokenize_s=receipt.tokenize_s,
+            queue_s=receipt.queue_s,
+            inference_s=receipt.inference_s,
         )
-        return embedded
 
 
 def _tokenizer_threads(settings: Settings) -> int:

@@ -9,7 +9,8 @@ is tested by the order of what `take` returns (`tests/service/engine/test_lanes.
 - while a light interactive client is about, heavy ones and bulk work run in batches of at most
   `quantum` tokens, so that it does not wait long for the one that is running;
 - while no interactive client is about at all, batches of bulk work may be larger;
-- equal sequences that wait or run are computed once.
+- equal sequences that wait or run are computed once;
+- a batch gives vectors of its sequences or states of their tokens, and not some of each.
 
 Refuses to know: engines, callers (a receiver is any object), HTTP.
 """
@@ -46,13 +47,16 @@ LIGHT_SHARE = 4
 # Paces are as of so long ago at most.
 PACES_FOR_S = 0.02
 
+# What is computed of a sequence is part of its key; ids take eight bytes each, so no key is another's.
+STATES = b"states!"
+
 # An interactive client is about for so long after its last request.
 ABOUT_S = 5.0
 
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One sequence to compute, int64 `[length]`, and who wants its vector."""
+    """One sequence to compute, int64 `[length]`, and who wants its vector, or the states of its tokens."""
 
     ids: NDArray[np.int64]
     key: bytes
@@ -60,6 +64,7 @@ class Entry:
     client: Hashable
     receivers: list[tuple[Any, int]] = field(default_factory=list)
     running: bool = False
+    states: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -179,14 +184,14 @@ class Lanes:
 
     def add(
         self, ids: NDArray[np.int64], receiver: tuple[Any, int], *, lane: Lane, client: Hashable,
-        now: float, first: bool = False,
+        now: float, first: bool = False, states: bool = False,
     ) -> Entry:  # fmt: skip
-        """Put a sequence in, or join one with the same ids; `receiver` gets its vector. first: before
-        what else waits of this client."""
-        key = ids.tobytes()
+        """Put a sequence in, or join one with the same ids; `receiver` gets its vector, or its tokens'
+        states. first: before what else waits of this client."""
+        key = ids.tobytes() + STATES if states else ids.tobytes()
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = Entry(ids, key, lane, client)
+            entry = self._entries[key] = Entry(ids, key, lane, client, states=states)
             self._enqueue(entry, now, first)
         elif entry.lane == "bulk" and lane == "interactive" and not entry.running:
             # what someone waits for is no longer bulk work
@@ -242,6 +247,10 @@ class Lanes:
                 [quantum if light and not self._is_light(f, now, quantum) else inf for f in flows],
                 items,
             )
+        # Who wants the other waits for a batch of its own, and has its turn like everybody.
+        candidates = [c for c in candidates if c.states == head.states]
+        if head.states:  # as large as vectors times the tokens: no larger batches than the usual
+            budget = min(budget, self.max_batch_tokens)
         chosen = take_batch(
             [len(c.ids) for c in candidates],
             candidates.index(head),

@@ -21,18 +21,21 @@ from service.engine.lanes import Entry
 from service.priority import lower
 
 Run = Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]
+RunStates = Callable[[Sequence[NDArray[np.int64]]], list[NDArray[np.float32]]]
+Rows = NDArray[np.float32] | list[NDArray[np.float32]]
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch: vectors `[n, dim]`, or why there are none. engine_s: its part of the engine's
-    time, of which each of those that run at once has the same."""
+    """What became of a batch: vectors `[n, dim]`, or of one for the states of tokens a `[length, hidden]`
+    for each sequence, or why there are none. engine_s: its part of the engine's time, of which each of
+    those that run at once has the same."""
 
     batch: list[Entry]
     started: float
     seconds: float
     engine_s: float
-    vectors: NDArray[np.float32] | None = None
+    vectors: Rows | None = None
     error: Exception | None = None
 
 
@@ -49,9 +52,10 @@ class Streams:
     """`count` of them.
 
     run: sequences (each int64 `[length]`) to vectors float32 `[n, dim]`, blocking; on several threads at
-    once where count is more than 1. take: the next batch, under `changed`; told how many tokens others
-    run. None where this one has nothing to do until `changed` says so. report: told of each batch that
-    ended, on its thread. changed: guards all that `take` looks at.
+    once where count is more than 1. states: the same to the states of their tokens. take: the next
+    batch, under `changed`; told how many tokens others run. None where this one has nothing to do until
+    `changed` says so. report: told of each batch that ended, on its thread. changed: guards all that
+    `take` looks at.
     """
 
     def __init__(
@@ -63,8 +67,10 @@ class Streams:
         report: Callable[[Outcome], None],
         changed: threading.Condition,
         clock: Callable[[], float],
+        states: RunStates | None = None,
     ):
         self.run = run
+        self.states = states
         self.count = count
         self._take = take
         self._report = report
@@ -185,11 +191,24 @@ class Streams:
         self._part_at = now
         return self._part_s
 
-    def _outcome(self, batch: list[Entry]) -> tuple[NDArray[np.float32] | None, Exception | None]:
+    def _outcome(self, batch: list[Entry]) -> tuple[Rows | None, Exception | None]:
         try:
+            if batch[0].states:
+                return self._states_of([entry.ids for entry in batch]), None
             vectors = self.run([entry.ids for entry in batch])
             if vectors.ndim != 2 or len(vectors) != len(batch):
                 raise EngineError(f"expected {len(batch)} vectors, got shape {vectors.shape}")
         except Exception as error:  # noqa: BLE001 - whatever the engine raises, the next batch runs
             return None, error
         return vectors, None
+
+    def _states_of(self, sequences: list[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        if self.states is None:
+            raise EngineError("this engine gives no token states")
+        states = self.states(sequences)
+        if [len(s) for s in states] != [len(ids) for ids in sequences]:
+            raise EngineError(
+                f"expected states of {[len(ids) for ids in sequences]} tokens, got of "
+                f"{[len(s) for s in states]}"
+            )
+        return states

@@ -70,6 +70,9 @@ class TokenizingEncoder:
     def run(self, sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         raise NotImplementedError("the engine is in another process")
 
+    def token_states(self, sequences: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        raise NotImplementedError("the engine is in another process")
+
 
 class Front:
     """ASGI."""
