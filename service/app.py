@@ -35,6 +35,7 @@ from service.migrator import Migrator
 from service.received import Refuse
 from service.reloader import Reloader, owned
 from service.routes import (
+    align,
     collections,
     documents,
     embeddings,
@@ -154,6 +155,7 @@ def create_app(
     app.include_router(models.router(state), responses=refused)  # before a model of such a name
     app.include_router(embeddings.router(state), responses=refused)
     app.include_router(mining.router(state), responses=refused)
+    app.include_router(align.router(state), responses=refused)
     if settings.collections:
         for routes in (collections, documents, search, snapshots, migrations):
             app.include_router(routes.router(state), responses=refused)

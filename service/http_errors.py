@@ -23,7 +23,7 @@ from service.routes.names import UNMATCHED, name_of
 
 log = logging.getLogger(__name__)
 COLLECTIONS = re.compile(r"(/v1)?/collections(/|$)")
-TEI_PATHS = ("/embed", "/similarity", "/tokenize", "/", "/info", "/health")
+TEI_PATHS = ("/embed", "/embed_all", "/similarity", "/tokenize", "/", "/info", "/health")
 
 
 class Shape(NamedTuple):
@@ -37,6 +37,7 @@ class Shape(NamedTuple):
 # The first class that matches decides, so subclasses stand before their parents.
 TABLE: tuple[tuple[type[errors.MexmaError], Shape], ...] = (
     (errors.InputError, Shape(422, "invalid_request_error", "Validation")),
+    (errors.NoTokenStates, Shape(501, "not_implemented_error", "Validation")),
     (errors.ModelNotFound, Shape(404, "invalid_request_error", "Validation")),
     (errors.CollectionNotFound, Shape(404, "not_found_error", "Validation")),
     (errors.DocumentNotFound, Shape(404, "not_found_error", "Validation")),

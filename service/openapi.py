@@ -94,9 +94,13 @@ def _say_what_is_left_out(document: dict[str, Any]) -> None:
 def _say_limits(schemas: dict[str, Any], encoders: Encoders) -> None:
     dims = [e.encoder.manifest.dim for e in encoders]
     vocabulary = max(e.encoder.tokenizer.vocabulary_size for e in encoders)
-    for name, field in (("EmbeddingRequest", "input"), ("TeiEmbedRequest", "inputs")):
+    takes_ids = (
+        ("EmbeddingRequest", "input"), ("TeiEmbedRequest", "inputs"), ("TeiEmbedAllRequest", "inputs")
+    )  # fmt: skip
+    for name, field in takes_ids:
         properties = schemas[name]["properties"]
-        properties["dimensions"]["anyOf"][0]["maximum"] = max(dims)
+        if "dimensions" in properties:
+            properties["dimensions"]["anyOf"][0]["maximum"] = max(dims)
         _, _, ids, lists = properties[field]["oneOf"]
         for one in (ids, lists["items"]):
             one["items"] = one["items"] | {"maximum": vocabulary - 1}

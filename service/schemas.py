@@ -51,6 +51,20 @@ def _check_input(value: Any) -> list[Any]:
     return items
 
 
+def text_or_texts(value: Any) -> list[str]:
+    """Bring a text, or a list of texts, to the latter."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise ValueError(f"expected text or a list of texts, found {_kind(value)}")
+    if not value:
+        raise ValueError("expected at least one item, found an empty list")
+    for item, element in enumerate(value):
+        if not isinstance(element, str):
+            raise ValueError(f"item {item} must be text, found {_kind(element)}")
+    return value
+
+
 def _check_ids(item: int, ids: list[Any]) -> None:
     for position, token in enumerate(ids):
         if _is_id(token):

@@ -36,6 +36,21 @@ class TeiEmbedRequest(BaseModel):
     output_dtype: OutputDtype = Field("float", description=OUTPUT_DTYPE)
 
 
+class TeiEmbedAllRequest(BaseModel):
+    """text-embeddings-inference's `POST /embed_all`."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        strict=True,
+        json_schema_extra={"examples": [{"inputs": ["Good morning", "Hyvää huomenta"]}]},
+    )
+
+    inputs: Input
+    truncate: bool | None = None
+    truncation_direction: Direction = "Right"
+    prompt_name: NoPrompt = None
+
+
 class TeiPooling(BaseModel):
     pooling: str
 

@@ -6,8 +6,10 @@ written by orjson from numpy rows, and base64 from the buffer.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,17 @@ import orjson
 from fastapi import Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
+from starlette.types import Receive, Scope, Send
 
 from mexma.errors import InputError
-from service.engine.embedder import Embedded
+from service.engine.embedder import Embedded, Receipt
 from service.http_errors import snake
 from service.schemas import OutputDtype
 
 NPY = "application/x-npy"
+
+# Written as JSON within half a millisecond; four times as many take ten times as long.
+NUMBERS_AT_ONCE = 2**14
 
 
 def shorten(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
@@ -77,7 +83,7 @@ def to_base64(vector: NDArray[Any]) -> str:
     return base64.b64encode(np.ascontiguousarray(vector, little).data).decode("ascii")
 
 
-def timing_headers(embedded: Embedded, fingerprint: str) -> dict[str, str]:
+def timing_headers(embedded: Receipt, fingerprint: str) -> dict[str, str]:
     """Where the time went, and which encoder the vectors come from."""
     return {
         "x-encoder-fingerprint": fingerprint,
@@ -92,7 +98,7 @@ def timing_headers(embedded: Embedded, fingerprint: str) -> dict[str, str]:
     }
 
 
-def truncations(embedded: Embedded) -> dict[int, dict[str, Any]]:
+def truncations(embedded: Receipt) -> dict[int, dict[str, Any]]:
     """The receipts of the items that were cut."""
     return {
         i: {"tokens_seen": t.seen, "tokens_used": len(t), "cut_at": t.cut_at}
@@ -101,7 +107,7 @@ def truncations(embedded: Embedded) -> dict[int, dict[str, Any]]:
     }
 
 
-def truncation_headers(embedded: Embedded) -> dict[str, str]:
+def truncation_headers(embedded: Receipt) -> dict[str, str]:
     """The receipts as headers, for answers whose body has no place for them.
 
     Headers are bounded: the first hundred receipts, and how many there are.
@@ -133,6 +139,49 @@ def json_response(content: Any, headers: dict[str, str]) -> Response:
         media_type="application/json",
         headers=headers,
     )
+
+
+class ResponseInParts(Response):
+    """A response whose body is sent part by part, each when the client has taken most of those before. One
+    body of 40 MB is copied twice on its way to the socket, and the event loop does nothing else for
+    100 ms."""
+
+    def __init__(self, parts: list[bytes], headers: dict[str, str], media_type: str):
+        length = {"content-length": str(sum(map(len, parts)))}
+        super().__init__(headers=headers | length, media_type=media_type)
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        for part in self._parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.sleep(0)  # what is written in one turn of the loop is joined
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def states_response(
+    states: Sequence[NDArray[np.float32]], headers: dict[str, str]
+) -> Response:
+    """JSON of matrices `[length, hidden]`, written and sent in parts between which the event loop turns:
+    all of a large one at once would keep every other request waiting."""
+    parts: list[bytes] = []
+    for one in states:
+        before = b"],[" if parts else b"[["
+        rows = max(1, NUMBERS_AT_ONCE // one.shape[1])
+        for first in range(0, len(one), rows):
+            block = np.ascontiguousarray(one[first : first + rows])
+            written = orjson.dumps(block, option=orjson.OPT_SERIALIZE_NUMPY)
+            parts.append(before + written[1:-1])
+            before = b","
+            await asyncio.sleep(0)
+    parts.append(b"]]")
+    return ResponseInParts(parts, headers, "application/json")
 
 
 def openai_body(

@@ -65,6 +65,14 @@ def test_every_curl_of_the_readme_runs_and_the_demo_answers_as_shown(server: Ser
     shown_pairs = [(p["source"], p["target"], round(p["score"], 2)) for p in pairs]
     assert shown_pairs == [(1, 0, 1.97), (0, 2, 1.44)]
     assert round(pairs[0]["cosine"], 2) == 0.79
+    (aligned,) = next(a for a in answers if "alignments" in a)["alignments"]
+    words = {side: [w["text"] for w in aligned[side]] for side in ("source", "target")}
+    shown_words = re.findall(r'"(\w+)" and "([^"]+)" (0\.\d\d)', README)
+    assert len(shown_words) == 2
+    for source, target, score in shown_words:
+        place = (words["source"].index(source), words["target"].index(target))
+        (pair,) = [p for p in aligned["pairs"] if (p["source"], p["target"]) == place]
+        assert f"{pair['score']:.2f}" == score
     cats = next(a for a in reversed(answers) if "results" in a)["results"][0]
     assert [(h["lang"], h["id"], round(h["cosine"], 2)) for h in cats] == [
         ("es", "3", 0.78),

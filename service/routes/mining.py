@@ -19,6 +19,7 @@ from service.engine.embedder import Embedded
 from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented, for_exception, snake
 from service.json_body import JsonRoute
 from service.mining_schemas import MineRequest, MineResponse
+from service.sides import placed, renamed
 from service.state import State
 from service.vectors import json_response, timing_headers, truncations
 
@@ -49,8 +50,8 @@ def router(state: State) -> APIRouter:
         except (InputError, EngineError) as error:
             if error.item is None:
                 raise
-            side, place = _placed(error.item, body)
-            return for_exception(request.url.path, _renamed(error, side, place), param=side)
+            side, place = placed(error.item, len(body.source))
+            return for_exception(request.url.path, renamed(error, side, place), param=side)
         started = time.monotonic()
         pairs = await asyncio.to_thread(_mined, embedded, body)
         seconds = time.monotonic() - started
@@ -69,11 +70,11 @@ def router(state: State) -> APIRouter:
             "fingerprint": encoder.fingerprint,
         }
         for item, receipt in truncations(embedded).items():
-            side, place = _placed(item, body)
+            side, place = placed(item, len(body.source))
             content[f"{side}_truncations"][place] = receipt
         for item, bad in sorted(embedded.errors.items()):
-            side, place = _placed(item, body)
-            said = {"message": str(_renamed(bad, side, place)), "code": snake(type(bad).__name__)}
+            side, place = placed(item, len(body.source))
+            said = {"message": str(renamed(bad, side, place)), "code": snake(type(bad).__name__)}
             content[f"{side}_errors"][place] = said
         return json_response(content, headers)
 
@@ -122,17 +123,3 @@ def _distinct(embedded: Embedded, items: range) -> NDArray[np.int64]:
         if tokens is not None and item not in embedded.errors:
             first.setdefault(tokens.ids.tobytes(), item)
     return np.array([*first.values()], np.int64)
-
-
-def _placed(item: int, body: MineRequest) -> tuple[str, int]:
-    """The side and the place there of a request's item."""
-    sources = len(body.source)
-    return ("source", item) if item < sources else ("target", item - sources)
-
-
-def _renamed(error: InputError | EngineError, side: str, place: int) -> InputError | EngineError:
-    """The same of an item that is known by its side and its place there."""
-    said = str(error).replace(f"item {error.item}", f"{side}: item {place}", 1)
-    if isinstance(error, InputError):
-        return type(error)(said, item=place, limit=error.limit)
-    return type(error)(said, item=place)

@@ -11,9 +11,9 @@ import re
 
 UNMATCHED = "unmatched"
 FIXED = frozenset({
-    "/v1/embeddings", "/v1/mine", "/v1/models", "/v1/models/reload", "/v1/models/rollback", "/v1/collections",
-    "/embed", "/similarity", "/tokenize", "/info", "/health", "/health/live", "/health/ready",
-    "/metrics", "/docs", "/openapi.json", "/",
+    "/v1/embeddings", "/v1/align", "/v1/mine", "/v1/models", "/v1/models/reload",
+    "/v1/models/rollback", "/v1/collections", "/embed", "/embed_all", "/similarity", "/tokenize",
+    "/info", "/health", "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json", "/",
 })  # fmt: skip
 COLLECTION = "/v1/collections/{name}"
 # A parameter ends at the next slash, `:path` and `:anything` take the rest.

@@ -1,4 +1,4 @@
-"""`POST /embed`, `/similarity`, `/tokenize` (and `/`) and `GET /info` to the contract of
+"""`POST /embed`, `/embed_all`, `/similarity`, `/tokenize` (and `/`) and `GET /info` to the contract of
 text-embeddings-inference."""
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from service.http_errors import BODY_ERRORS, INFERENCE_ERRORS, documented
 from service.json_body import JsonRoute
 from service.state import State
 from service.tei_schemas import (
+    TeiEmbedAllRequest,
     TeiEmbedRequest,
     TeiInfo,
     TeiModelType,
@@ -37,6 +38,7 @@ from service.vectors import (
     json_response,
     npy_response,
     shorten,
+    states_response,
     timing_headers,
     truncation_headers,
     wants_npy,
@@ -74,6 +76,24 @@ def router(state: State) -> APIRouter:
         """Embed text or token ids. Clients that are given the service's address and no route, such as
         `huggingface_hub`, find it at `/`, too."""
         return await unless_gone(request, answer(default, body, asks, wants_npy(request)))
+
+    @routes.post(
+        "/embed_all",
+        response_model=list[list[list[float]]],
+        responses={
+            200: {
+                "description": "Per input one vector for each of its tokens, as `/tokenize` lists them: the "
+                "encoder's last hidden states, neither pooled nor normalised. Cut inputs are reported in "
+                "the header `x-truncation`."
+            },
+            **documented(*BODY_ERRORS, *INFERENCE_ERRORS, 501, tei=True),
+        },
+    )
+    async def embed_all(
+        body: TeiEmbedAllRequest, request: Request, asks: Annotated[Caller, Depends(caller)]
+    ) -> Response:
+        """The states of the tokens of texts or token ids. 501 where the model was exported without them."""
+        return await unless_gone(request, states_of(default(), body, asks))
 
     @routes.post(
         "/similarity",
@@ -147,6 +167,15 @@ async def similarities(embedder: Embedder, body: TeiSimilarityRequest, asks: Cal
     )
     headers = timing_headers(embedded, embedder.encoder.fingerprint) | truncation_headers(embedded)
     return json_response(embedded.vectors[1:] @ embedded.vectors[0], headers)
+
+
+async def states_of(embedder: Embedder, body: TeiEmbedAllRequest, asks: Caller) -> Response:
+    """The response to a sound request. Raises what `Embedder.token_states` does."""
+    side = _side(body.truncation_direction)
+    asked = embedder.token_states(body.inputs, truncate=body.truncate, side=side, caller=asks)
+    async with asked as found:
+        headers = timing_headers(found, embedder.encoder.fingerprint) | truncation_headers(found)
+        return await states_response(found.states, headers)
 
 
 def _side(direction: str) -> Side:

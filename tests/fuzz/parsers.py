@@ -98,6 +98,11 @@ REQUESTS: dict[str, list[Any]] = {
     "POST /similarity": [{"inputs": {"source_sentence": "a", "sentences": ["b"]}}],
     "POST /tokenize": [{"inputs": ["one"], "add_special_tokens": False}],
     "POST /embed": [{"inputs": ["one"], "truncate": True, "truncation_direction": "Left"}],
+    "POST /embed_all": [{"inputs": ["one", "two"], "truncate": False}, {"inputs": [[5, 6], [7]]}],
+    "POST /v1/align": [
+        {"source": "one two", "target": "yksi kaksi", "method": "argmax", "model": "x"},
+        {"source": ["one", "猫 e\u0301"], "target": ["yksi", "cat"], "truncate": True},
+    ],
     "POST /v1/collections/c/documents": [
         {"documents": [{"id": "1", "text": "x", "lang": "fi", "metadata": {"a": [1, {"b": None}]}}]}
     ],

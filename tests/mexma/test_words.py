@@ -18,7 +18,6 @@ from mexma.words import words_of
 from tests.conftest import ROOT
 from tests.fakes import byte_tokenizer_json
 
-
 INVISIBLE = "\u200c\u200d\u200e\u200f\u2060"
 
 

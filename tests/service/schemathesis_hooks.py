@@ -1,8 +1,9 @@
 """What the OpenAPI document cannot say, and schemathesis must not take for valid.
 
 A cursor is one that an earlier page gave. A vector has a direction. A text holds a token, which is for the
-tokenizer to say. A tag's language is one that is registered. A search asks for no more hits in all than the
-service is set for. A model that is reloaded is one that is there.
+tokenizer to say. As many translations are sent as texts. A tag's language is one that is registered. A
+search asks for no more hits in all than the service is set for. A model that is reloaded is one that is
+there.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     body = case.body
     if not isinstance(body, dict) or case.meta is None or not case.meta.generation.mode.is_positive:
         return
+    if case.path == "/v1/align":  # as many of either
+        source, target = (
+            [body[side]] if isinstance(body[side], str) else body[side]
+            for side in ("source", "target")
+        )
+        count = min(len(source), len(target))
+        body["source"], body["target"] = source[:count], target[:count]
     for name in ("input", "inputs", "queries", "source", "target"):
         if name in body:
             body[name] = _mended(body[name])

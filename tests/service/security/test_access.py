@@ -28,6 +28,8 @@ ROUTES: dict[tuple[str, str], str | None] = {
     ("POST", "/v1/embeddings"): "read",
     ("POST", "/embed"): "read",
     ("POST", "/v1/mine"): "read",
+    ("POST", "/embed_all"): "read",
+    ("POST", "/v1/align"): "read",
     ("GET", "/v1/collections"): "read",
     ("GET", "/v1/collections/{name}"): "read",
     ("PUT", "/v1/collections/{name}"): "write",

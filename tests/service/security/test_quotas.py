@@ -60,7 +60,15 @@ def test_a_client_over_its_quota_gets_429_and_is_served_when_it_was_told(make_gu
 
 
 @pytest.mark.parametrize(
-    "path", ["/embed", "/v1/mine", "/v1/collections/c/search", "/v1/collections/c/documents"]
+    "path",
+    [
+        "/embed",
+        "/embed_all",
+        "/v1/align",
+        "/v1/mine",
+        "/v1/collections/c/search",
+        "/v1/collections/c/documents",
+    ],
 )
 def test_a_quota_holds_on_every_way_to_the_engine(make_guarded, path):
     guarded = make_guarded(tokens_per_minute=100)
@@ -69,6 +77,8 @@ def test_a_quota_holds_on_every_way_to_the_engine(make_guarded, path):
     body = {
         "/embed": {"inputs": texts},
         "/v1/mine": {"source": texts[:1], "target": texts[1:]},
+        "/embed_all": {"inputs": texts},
+        "/v1/align": {"source": texts[0], "target": texts[1]},
         "/v1/collections/c/search": {"queries": texts},
         "/v1/collections/c/documents": {
             "documents": [{"id": str(i), "text": t, "lang": "en"} for i, t in enumerate(texts)]
