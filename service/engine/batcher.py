@@ -448,10 +448,7 @@ class Batcher:
                 timed = job
                 self._time(job, outcome)
             self._deliver(job, index, vectors[position])
-        for (
-            entry
-        ) in batch:  # else each job is in a cycle with its entries, and stays until that is found
-            entry.receivers = []
+        _release(batch)
 
     def _time(self, job: Job, outcome: Outcome) -> None:
         if job.last_batch is outcome:
@@ -478,8 +475,7 @@ class Batcher:
             # Each sequence has an error object of its own, so that each can name its item.
             job.errors[index] = type(error)(f"item {index}: {error}", item=index)
             self._count_down(job)
-        for entry in entries:
-            entry.receivers = []
+        _release(entries)
 
     def _expire(self, entries: list[Entry]) -> None:
         with self._arrived:
@@ -489,8 +485,15 @@ class Batcher:
                 job.future.set_exception(
                     DeadlineExceeded("the deadline passed while the request waited")
                 )
+        _release(entries)
 
     def _count_down(self, job: Job) -> None:
         job.remaining -= 1
         if job.remaining == 0 and not job.future.done():
             job.future.set_result(None)
+
+
+def _release(entries: Sequence[Entry]) -> None:
+    """Of finished ones: a job and its entries know each other, and would stay until garbage is looked for."""
+    for entry in entries:
+        entry.receivers = []
