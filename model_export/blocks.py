@@ -25,6 +25,13 @@ ROWS_AT_ONCE = 8192  # bounds memory: 8192 x 384 fp32 is 12 MiB, a few such at a
 LARGEST_4BIT = (-8, 7, -7, 6, -6, 5, -5, 4, -4, 3, -3, 2, -2, 1, -1)
 
 
+# Rounding misses by 0.289 steps (root mean square) where weights have nothing to do with the grid. Less: they
+# come from it. Then the largest is coded as this: of gentle trainings of which the grid of 127 kept 1, 15 and
+# 86 %, 121 kept all (114, 102 and 100 %); 118 kept two thirds of the gentlest, 123 made three times of it.
+NEAR_A_GRID = 0.28
+LARGEST_OFF_GRID = 121
+
+
 @dataclass(frozen=True)
 class Blocks:
     """A matrix in blocks.
@@ -105,8 +112,16 @@ def _four_bits(blocks: NDArray[np.float32]) -> Coded:
 
 
 def _eight_bits(blocks: NDArray[np.float32]) -> Coded:
+    """Codes int8 `[n, 32]` and scales `[n]`. What lies nearly on such a grid, as weights do that were
+    trained a little from stored ones, gets another one: by its own each weight that moved less than half a
+    step would go back to where it came from, and the training with it."""
     largest: NDArray[np.float32] = np.abs(blocks).max(1)
-    codes, scales, _ = _with_scale(blocks, (largest / 127).astype(np.float32), -127, 127)
+    codes, scales, missed = _with_scale(blocks, (largest / 127).astype(np.float32), -127, 127)
+    moved = np.flatnonzero(missed)
+    steps_squared = missed[moved] / BLOCK / scales[moved].astype(np.float32) ** 2
+    if len(moved) and np.sqrt(steps_squared.mean()) < NEAR_A_GRID:
+        other = (largest[moved] / LARGEST_OFF_GRID).astype(np.float32)
+        codes[moved], scales[moved], _ = _with_scale(blocks[moved], other, -127, 127)
     return codes, scales
 
 

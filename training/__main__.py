@@ -1,7 +1,7 @@
 """`mexma-train RECIPE [KEY=VALUE ...] --out DIR`: train sentence vectors, or say why not.
 
 `mexma-train resume --out DIR` goes on with the run in DIR, whatever stopped it; where its data lies
-elsewhere now, with data=, hold_out= and decontaminate=.
+or its backbone lies elsewhere now, with data=, hold_out=, decontaminate= and backbone=.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from training.stopping import Stop
 
 with Stop().heeded():  # torch takes seconds to import, in which Ctrl-C was a traceback
-    from mexma.errors import MexmaError
+    from mexma.errors import CheckpointError, MexmaError
     from training.errors import DataError, RecipeError, RunStateError, Stopped
     from training.loop import train
     from training.ranks import joined
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What went wrong on one rank, all are told; what is a machine's, its first process.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             moved = f"; what lies elsewhere now is told with {', '.join(f'{p}=' for p in PLACES)}"
-            hint = moved if resume and isinstance(error, DataError) else ""
+            hint = moved if resume and isinstance(error, DataError | CheckpointError) else ""
             print(f"mexma-train: {error}{hint}", file=sys.stderr)
         return 128 + error.number if isinstance(error, Stopped) else 1
     return 0
@@ -87,8 +87,8 @@ def recipe_of(out: Path, settings: Sequence[str]) -> Recipe:
         if (key := setting.partition("=")[0]) not in (*MAY_CHANGE, *PLACES):
             raise RecipeError(
                 f"{key} cannot be changed on resuming; what can: {', '.join(MAY_CHANGE)}, and where "
-                f"data lies ({', '.join(PLACES)}); to train a finished run further give "
-                f"backbone={out / 'final'} and another --out"
+                f"things lie ({', '.join(PLACES)}); to train a run further than it was to go, give "
+                f"backbone={out / 'final'}, once it is there, and another --out"
             )
     return recipe
 

@@ -119,8 +119,9 @@ def open_corpus(recipe: Recipe) -> Split:
         table = rest
     if len(table) < recipe.batch_pairs:
         raise DataError(
-            f"a batch has {recipe.batch_pairs} pairs, but only {len(table)} are left to train on "
-            f"from {', '.join(recipe.data)}" + (f" (dropped: {dropped})" if dropped else "")
+            f"a batch has {recipe.batch_pairs} pairs (batch_pairs=), but only {len(table)} are left to train "
+            f"on from {', '.join(recipe.data)}"
+            + "".join(f"; {n} rows dropped: {why}" for why, n in dropped.items() if n)
         )
     return Split(Corpus.of(table), held_out, {k: n for k, n in dropped.items() if n})
 

@@ -290,7 +290,9 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{file}: expected this file, found none") from None
+        inside = [name for name in ("final", "best") if (file.parent / name).is_dir()]
+        hint = f"; a run's weights are in its {' and '.join(inside)}" if inside else ""
+        raise CheckpointError(f"{file}: expected this file, found none{hint}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{file}: not valid JSON: {error}") from None
 

@@ -175,7 +175,11 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
         for text in first_notes(recipe, split, batches, judges):
             log.note(0, text)
     elif log and (moved := run.keep_places(recipe.to_dict())):
-        log.note(kept, f"the same pairs now lie elsewhere: {moved}")
+        told = ", ".join(
+            f"{name}={value if isinstance(value, str) else ','.join(value)}"
+            for name, value in moved.items()
+        )
+        log.note(kept, f"the same now lies elsewhere: {told}")
 
     def judge(progress: Progress) -> Progress:
         """Validate; the best score so far and its step go into the progress."""
@@ -319,6 +323,11 @@ def _train(  # noqa: PLR0912, PLR0915  one path, read from top to bottom
             if progress.best is not None and progress.best[1] == 0:
                 text = f"nothing was better than the start ({progress.best[0]:.2%} of held-out pairs found)"
                 log.note(progress.step, f"{text}: best is the start, final is worse or no better")
+            elif progress.best is not None and progress.best[1] < batches.steps:
+                text = f"step {progress.best[1]} found most held-out pairs ({progress.best[0]:.2%})"
+                log.note(
+                    progress.step, f"{text}: best is that checkpoint, final is the end of the run"
+                )
             log.close()
             write_report(out, recipe, asdict(progress))
     finally:

@@ -71,7 +71,8 @@ def require_columns(found: Sequence[str], columns: Sequence[str], place: object)
     for column in columns:
         if column not in found:
             raise DataError(
-                f"{place}: expected a column {column!r}, found {', '.join(found) or 'none'}"
+                f"{place}: expected a column {column!r}, found {', '.join(found) or 'none'}; other names "
+                "are told with columns=SRC,TRG,LANG"
             )
 
 
@@ -161,6 +162,9 @@ def _text(raw: bytes | None) -> str | None:
         return None
 
 
+SHOWN_TAGS = 3
+
+
 def _tags(text: pa.LargeStringArray) -> tuple[pa.LargeStringArray, NDArray[np.bool_], str]:
     """Tags in their canonical form, null where there is none; where that is; and the first such."""
     encoded = text.dictionary_encode()
@@ -170,10 +174,17 @@ def _tags(text: pa.LargeStringArray) -> tuple[pa.LargeStringArray, NDArray[np.bo
         return text, np.zeros(len(text), bool), ""
     bad = [tag for tag, canonical in zip(found, tags, strict=True) if tag.strip() and not canonical]
     unknown = pc.fill_null(pc.is_in(text, value_set=pa.array(bad, pa.large_string())), False)
-    # Of several, one that can be helped.
-    example = next((tag for tag in bad if language_tags.meant_by(tag)), bad[0] if bad else "")
-    shown = repr(example if len(example) <= 40 else example[:40] + "…")
-    if meant := language_tags.meant_by(example):
-        shown += f": {meant!r} may be meant"
+    # Of several, first those that can be helped.
+    bad.sort(key=lambda tag: not language_tags.meant_by(tag))
+    shown = ", ".join(_told(tag) for tag in bad[:SHOWN_TAGS])
+    if len(bad) > SHOWN_TAGS:
+        shown += f" and {len(bad) - SHOWN_TAGS} more"
     written = pa.array(tags, pa.large_string()).take(encoded.indices)
     return written, unknown.to_numpy(zero_copy_only=False), shown
+
+
+def _told(tag: str) -> str:
+    meant = language_tags.meant_by(tag)
+    return repr(tag if len(tag) <= 40 else tag[:40] + "…") + (
+        f": {meant!r} may be meant" if meant else ""
+    )

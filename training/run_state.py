@@ -47,8 +47,8 @@ STATE = "training.json"
 HEAD = "head.safetensors"
 OPTIMISER = "optimiser.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-PLACES = ("data", "hold_out", "decontaminate")
-"""Settings that say where data lies: it may lie elsewhere when a run goes on, if it is the same."""
+PLACES = ("data", "hold_out", "decontaminate", "backbone")
+"""Settings that say where something lies: it may lie elsewhere when a run goes on, if it is the same."""
 
 
 @dataclass(frozen=True)

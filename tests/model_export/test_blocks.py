@@ -33,6 +33,23 @@ def test_other_matrices_are_rounded(seed, size):
         assert (np.abs(found.widen() - matrix) <= largest / steps * 1.01).all()
 
 
+@pytest.mark.parametrize("moved", [0.02, 0.1, 0.3])
+def test_what_was_trained_a_little_from_blocks_does_not_go_back_to_them(moved):
+    """moved: by so many steps (root mean square), of which most are less than the half that rounds away."""
+    rng = np.random.default_rng(0)
+    stored = in_blocks(rng.normal(size=(512, 384)).astype(np.float32), 8)
+    again = in_blocks(stored.widen(), 8)
+    assert again.exact
+    assert np.array_equal(again.widen(), stored.widen())
+    # As training moves them: each block as a whole, somewhere.
+    towards = np.repeat(rng.normal(size=(512, 12)), BLOCK, axis=1) + rng.normal(size=(512, 384))
+    update = towards * np.repeat(stored.scales.astype(np.float32), BLOCK, axis=1)
+    update = (moved * update / towards.std()).astype(np.float32)
+    found = in_blocks(stored.widen() + update, 8).widen() - stored.widen()
+    kept = float((found * update).sum() / (update * update).sum())
+    assert 0.8 < kept < 1.2
+
+
 def test_zeros_are_exact():
     for bits in (4, 8):
         assert in_blocks(np.zeros((2, BLOCK), np.float32), bits).exact

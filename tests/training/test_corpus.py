@@ -91,7 +91,9 @@ def test_the_fingerprint_sees_every_change(data, tmp_path):
 
 
 def test_a_corpus_smaller_than_a_batch(data):
-    with pytest.raises(DataError, match="a batch has 512 pairs, but only 400 are left"):
+    with pytest.raises(
+        DataError, match=r"a batch has 512 pairs \(batch_pairs=\), but only 400 are left"
+    ):
         opened(data, "batch_pairs=512")
 
 

@@ -32,7 +32,7 @@ def test_one_language_however_its_tag_is_written(tmp_path):
     source = read(tmp_path / "a.parquet")
     assert [lang for *_, lang in rows(source)] == ["de"] * 4
     assert source.broken == {
-        "no language tag of BCP 47 such as 'de' ('jp': 'ja' may be meant)": 3, "no language": 2,
+        "no language tag of BCP 47 such as 'de' ('jp': 'ja' may be meant, 'xx')": 3, "no language": 2,
     }  # fmt: skip
 
 

@@ -110,6 +110,11 @@ def test_where_nothing_was_better_the_best_is_the_start(tmp_path, monkeypatch):
     assert not (run / "checkpoints/step-00000000").exists(), "its turn is over"
     assert not any("nothing was better" in r.get("text", "") for r in read_rows(run))
 
+    run = judged("worse at the end", 0.5, 0.75, 0.25)
+    assert (run / "best").readlink() == Path("checkpoints/step-00000003")
+    said = "step 3 found most held-out pairs (75.00%): best is that checkpoint, final is the end"
+    assert said in (run / "report.md").read_text()
+
 
 def test_a_run_is_not_overwritten(finished, tmp_path, capsys):
     assert main(["tiny_cpu", "--out", str(finished)]) == 1
@@ -156,10 +161,9 @@ def test_resume_refuses_what_would_change_the_run(finished, tmp_path, capsys):
     assert main(["resume", "--out", str(finished), "clip=2"]) == 1
     assert "clip cannot be changed on resuming" in capsys.readouterr().err
     assert main(["resume", "--out", str(finished), "pairs=9600"]) == 1
-    further = (
-        f"to train a finished run further give backbone={finished / 'final'} and another --out"
-    )
-    assert further in capsys.readouterr().err
+    assert f"give backbone={finished / 'final'}, once it is there" in capsys.readouterr().err
+    assert main(["tiny_cpu", f"backbone={finished}", "--out", str(tmp_path / "new")]) == 1
+    assert "a run's weights are in its final and best" in capsys.readouterr().err
     assert main(["resume", "--out", str(tmp_path)]) == 1
     assert "expected this file of the run to resume" in capsys.readouterr().err
 
@@ -342,7 +346,7 @@ def test_data_that_lies_elsewhere_is_taken_where_it_is_the_same(tmp_path, capsys
     missing = (
         f"{there / 'train.tsv'}: expected this file, found none; what lies elsewhere now is told"
     )
-    assert f"{missing} with data=, hold_out=, decontaminate=" in capsys.readouterr().err
+    assert f"{missing} with data=, hold_out=, decontaminate=, backbone=" in capsys.readouterr().err
     (here / "judge.tsv").rename(here / "other.tsv")
     whole = (here / "train.tsv").read_text().splitlines(keepends=True)
     (here / "fewer.tsv").write_text("".join(whole[:-1]))
@@ -365,9 +369,29 @@ def test_data_that_lies_elsewhere_is_taken_where_it_is_the_same(tmp_path, capsys
     assert "all 6 steps are done; to train further give backbone=" in capsys.readouterr().err
     a, b = (load_file(path / "final/model.safetensors") for path in (out, tmp_path / "whole"))
     assert all(torch.equal(a[k], b[k]) for k in a)
-    said = [r["text"] for r in read_rows(out) if "now lie elsewhere" in r.get("text", "")]
+    said = [r["text"] for r in read_rows(out) if "now lies elsewhere" in r.get("text", "")]
     assert len(said) == 1
     assert str(here / "train.tsv") in said[0]
+
+
+def test_a_backbone_that_lies_elsewhere_is_taken_where_it_is_the_same(finished, tmp_path, capsys):
+    there, here, out = tmp_path / "there", tmp_path / "here", tmp_path / "run"
+    shutil.copytree(finished / "final", there)
+
+    def stop(point: str) -> None:
+        if point == "step 4":
+            raise RunStateError("as asked")
+
+    with pytest.raises(RunStateError, match="as asked"):
+        short(out, f"backbone={there}", reached=stop)
+    there.rename(here)
+    assert main(["resume", "--out", str(out)]) == 1
+    assert "what lies elsewhere now is told with" in capsys.readouterr().err
+    other = min((p for p in (finished / "checkpoints").iterdir()), key=lambda p: p.name)
+    assert main(["resume", "--out", str(out), f"backbone={other}"]) == 1
+    assert "started from other weights" in capsys.readouterr().err
+    assert main(["resume", "--out", str(out), f"backbone={here}"]) == 0
+    assert json.loads((out / "recipe.json").read_text())["backbone"] == str(here)
 
 
 def test_bad_data_from_the_command_line(tmp_path, capsys):
@@ -375,7 +399,7 @@ def test_bad_data_from_the_command_line(tmp_path, capsys):
     (tmp_path / "few.tsv").write_text("src\ttrg\tlang\nJa\tYes\tde\n")
     (tmp_path / "columns.tsv").write_text("src\ttrg\nJa\tYes\n")
     for name, message in {
-        "empty": "is empty", "few": "a batch has 16 pairs, but only 1 are left",
+        "empty": "is empty", "few": "a batch has 16 pairs (batch_pairs=), but only 1 are left",
         "columns": "expected a column 'lang', found src, trg",
     }.items():  # fmt: skip
         data = f"data={tmp_path / name}.tsv"
