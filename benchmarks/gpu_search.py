@@ -1,6 +1,6 @@
 """Searches of a collection on a GPU, beside the exact scan of its processors. Part of `benchmarks.gpu`.
 
-Random vectors in clusters, since a machine that is lent has no corpus: what is measured is time, and that the
+Random vectors in clusters, so that it needs no corpus: what is measured is time, and that the
 answers are the exact ones. Without a GPU that FAISS sees, few rows are searched in its 2-byte rows on the
 CPU: it is there to show that the script runs to its end.
 """
