@@ -114,14 +114,19 @@ def _four_bits(blocks: NDArray[np.float32]) -> Coded:
 def _eight_bits(blocks: NDArray[np.float32]) -> Coded:
     """Codes int8 `[n, 32]` and scales `[n]`. What lies nearly on such a grid, as weights do that were
     trained a little from stored ones, gets another one: by its own each weight that moved less than half a
-    step would go back to where it came from, and the training with it."""
+    step would go back to where it came from, and the training with it. What lies on either grid is exact."""
     largest: NDArray[np.float32] = np.abs(blocks).max(1)
     codes, scales, missed = _with_scale(blocks, (largest / 127).astype(np.float32), -127, 127)
-    moved = np.flatnonzero(missed)
+    moved = np.flatnonzero(missed * (scales > 0))
+    if not len(moved):
+        return codes, scales
+    off_grid = (largest[moved] / LARGEST_OFF_GRID).astype(np.float32)
+    other_codes, other_scales, other_missed = _with_scale(blocks[moved], off_grid, -127, 127)
     steps_squared = missed[moved] / BLOCK / scales[moved].astype(np.float32) ** 2
-    if len(moved) and np.sqrt(steps_squared.mean()) < NEAR_A_GRID:
-        other = (largest[moved] / LARGEST_OFF_GRID).astype(np.float32)
-        codes[moved], scales[moved], _ = _with_scale(blocks[moved], other, -127, 127)
+    taken = other_missed == 0
+    if not taken.all() and np.sqrt(steps_squared[~taken].mean()) < NEAR_A_GRID:
+        taken[:] = True
+    codes[moved[taken]], scales[moved[taken]] = other_codes[taken], other_scales[taken]
     return codes, scales
 
 
