@@ -1,9 +1,9 @@
 """An artifact under ONNX Runtime: what CUDA uses, and a CPU where our own engine cannot run it.
 
 On CUDA it is the artifact's packed graph that runs, where there is one: tokens end to end, in attention by a
-kernel that takes any lengths. The padded graph's attention is cuDNN's there, which makes a plan for
-each shape of a batch that it has not seen: 60 ms each on an H100 (onnxruntime 1.31), so that requests of
-ever other lengths waited for little else. It is told to leave that.
+kernel that takes any lengths. The padded graph's attention is cuDNN's there, which plans for each shape of
+a batch that it has not seen: that is taken to be why requests of ever other lengths took 60 ms each on an
+H100 (onnxruntime 1.31) and those of known ones 2. It is told to leave that.
 """
 
 from __future__ import annotations

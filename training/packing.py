@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from mexma.text import TokenBatch
 from training.encoder import Attention, Encoder
 
 PARTS, FEWEST, WASTE = 4, 16, 0.2
@@ -55,17 +56,15 @@ class Packed:
     @classmethod
     def of(cls, sequences: Sequence[NDArray[np.int64]]) -> Packed:
         """Pack int64 `[length]` arrays, each of length >= 1."""
-        lengths = np.array([len(s) for s in sequences], np.int64)
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        rows = np.repeat(np.arange(len(sequences)), lengths)
+        batch = TokenBatch.pad(sequences, pad_id=0)
         return cls(
-            ids=torch.from_numpy(np.concatenate(sequences)),
-            places=torch.from_numpy(np.arange(bounds[-1]) - bounds[rows]),
-            rows=torch.from_numpy(rows),
-            starts=torch.from_numpy(bounds[:-1]),
-            lengths=torch.from_numpy(lengths),
-            bounds=torch.from_numpy(bounds.astype(np.int32)),
-            longest=int(lengths.max()),
+            ids=torch.from_numpy(batch.tokens),
+            places=torch.from_numpy(batch.places),
+            rows=torch.from_numpy(batch.rows),
+            starts=torch.from_numpy(batch.bounds[:-1].astype(np.int64)),
+            lengths=torch.from_numpy(batch.lengths.astype(np.int64)),
+            bounds=torch.from_numpy(batch.bounds),
+            longest=int(batch.lengths.max()),
         )
 
     def to(self, device: torch.device) -> Packed:
