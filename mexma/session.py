@@ -28,10 +28,6 @@ Device = Literal["cpu", "cuda"]
 Engine = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2", "portable", "onnxruntime"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
-# Kernels that are chosen without being asked for: those that were measured to be faster than ONNX
-# Runtime. avx512_bf16 was slower than avx512 on the one processor that was at hand.
-CHOSEN = ("amx", "avx512")
-
 # What the manifest's precision promises of the arithmetic: fp32 vectors are the original's, compact
 # ones are off by rounding to 8 bits anyway.
 ARITHMETIC = {"fp32": ("fp32",), "compact": ("bf16", "fp32")}
@@ -143,12 +139,14 @@ def _kernel(engine: Engine, precision: str) -> native.Kernel:
         raise DeviceUnavailable(f"artifacts of precision {precision} run under ONNX Runtime")
     reasons = []
     for kernel in native.kernels():
-        if kernel.name != engine and not (engine == "auto" and kernel.name in CHOSEN):
+        if engine not in ("auto", kernel.name):
             continue
         if kernel.arithmetic not in allowed:
             reasons.append(f"{kernel.name}: computes in {kernel.arithmetic}, not in fp32")
         elif kernel.missing:
             reasons.append(f"{kernel.name}: {kernel.missing}")
+        elif engine == "auto" and kernel.slow:
+            reasons.append(f"{kernel.name}: {kernel.slow}")
         else:
             return kernel
     raise DeviceUnavailable("; ".join(reasons) or f"no kernel is called {engine}")

@@ -5,8 +5,11 @@ compiler. Each kernel is for one instruction set; which of them can run is asked
 processor at run time:
 
     amx          products and attention in bf16 on tiles (Xeons from Sapphire Rapids on)
-    avx512_bf16  products in bf16 (Zen 4 and later), attention in fp32
+    avx512_bf16  products in bf16, attention in fp32
     avx512, avx2, portable    fp32
+
+Some processors multiply pairs of bf16 no faster than fp32 (Xeons), others twice as fast (Zen 5). It is
+measured, in a millisecond, when the kernels are listed first.
 
 Tokens of all sequences lie one after the other. A row's sums are always taken in the same order,
 so a vector is the same to the last bit whatever it is batched with and however many threads there
@@ -53,11 +56,13 @@ TABLE_KINDS = {32: 0, 4: 1, 8: 2}
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """name: see above. missing: what this machine lacks for it, "" when it can run."""
+    """name: see above. missing: what this machine lacks for it, "" when it can run. slow: why it is
+    used only where it is asked for, "" when it is fast here."""
 
     name: str
     arithmetic: Arithmetic
     missing: str
+    slow: str
 
 
 def kernels() -> list[Kernel]:

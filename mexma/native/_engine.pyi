@@ -6,7 +6,7 @@ from typing_extensions import Buffer
 
 _Handle = NewType("_Handle", object)
 
-def kernels() -> list[tuple[str, str, str]]: ...
+def kernels() -> list[tuple[str, str, str, str]]: ...
 def create(
     kernel: str,
     hidden: int,

@@ -10,6 +10,7 @@
 namespace mexma {
 namespace {
 
+constexpr int LANES = 16;
 #include "forward.hpp"
 #include "bf16.hpp"
 
@@ -126,7 +127,7 @@ inline void multiply_block(const char* a, size_t a_step, const char* b, int k_bl
 struct Amx {
   using Element = uint16_t;
 
-  static inline void store(Element* p, V low, V high) { _mm512_storeu_si512(p, narrow(as(low), as(high))); }
+  static inline void store(Element* p, const V (&parts)[PARTS]) { _mm512_storeu_si512(p, narrow(as(parts[0]), as(parts[1]))); }
 
   static void enter() {
     const TileConfig config;

@@ -7,13 +7,14 @@
 namespace mexma {
 namespace {
 
+constexpr int LANES = 16;
 #include "forward.hpp"
 #include "plain.hpp"
 
 }  // namespace
 
 extern const Kernel avx512_kernel;
-const Kernel avx512_kernel = {"avx512", "fp32", 4, plain_packed_bytes, plain_pack, row_scratch_bytes<Plain<8>>, run_forward<Plain<8>>};
+const Kernel avx512_kernel = {"avx512", "fp32", 4, plain_packed_bytes, plain_pack, row_scratch_bytes<Plain<8, 2>>, run_forward<Plain<8, 2>>};
 
 }  // namespace mexma
 #endif

@@ -134,5 +134,6 @@ class Engine {
 
 const std::vector<const Kernel*>& kernels();     // all that were compiled, best first
 std::string missing(const Kernel& kernel);       // what this processor lacks for it; empty if nothing
+std::string slow(const Kernel& kernel);          // why nobody should choose it here who need not; empty if it is fast
 
 }  // namespace mexma

@@ -1,12 +1,16 @@
 // One forward pass, the same for every kernel. Included by each kernel's file, inside a namespace
 // of its own and after its instruction set was chosen, so that the compiler builds it once for each.
 //
-// `Arithmetic` supplies: `Element` of an activation, `store(Element*, V, V)` of 32 columns,
+// Each file says first how many floats its processor adds at once, as `constexpr int LANES`: vectors
+// twice as wide are taken apart by the compiler, number by number (a hundred times slower with AVX2).
+//
+// `Arithmetic` supplies: `Element` of an activation, `store(Element*, V[PARTS])` of 32 columns,
 // `multiply` with an epilogue, `add_product`, `attention`, `enter` and `leave`.
 
 #define NOINLINE __attribute__((noinline))  // so that profiles tell them apart
 
-typedef float V __attribute__((vector_size(64), aligned(4), may_alias));  // 16 floats
+typedef float V __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+constexpr int PARTS = BLOCK / LANES;
 
 static inline V load(const float* p) { return *reinterpret_cast<const V*>(p); }
 static inline void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
@@ -14,9 +18,9 @@ static inline V spread(float x) { return V{} + x; }
 
 // Always in the same order, so that a row's sum does not depend on where it stands.
 static inline float sum(V v) {
-  float lanes[16];
+  float lanes[LANES];
   store(lanes, v);
-  for (int width = 8; width; width /= 2)
+  for (int width = LANES / 2; width; width /= 2)
     for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
   return lanes[0];
 }
@@ -77,10 +81,10 @@ static inline void normalise(const Model& m, const Workspace& w, const float* ro
                              const float* next_bias) {
   const int n = m.hidden;
   V total{};
-  for (int i = 0; i < n; i += 16) total += load(row + i);
+  for (int i = 0; i < n; i += LANES) total += load(row + i);
   const V mean = spread(sum(total) / float(n));
   V squares{};
-  for (int i = 0; i < n; i += 16) {
+  for (int i = 0; i < n; i += LANES) {
     const V d = load(row + i) - mean;
     squares += d * d;
   }
@@ -88,9 +92,9 @@ static inline void normalise(const Model& m, const Workspace& w, const float* ro
   float* residual = w.residual + size_t(t) * m.padded_hidden;
   auto* x = static_cast<typename A::Element*>(w.x) + size_t(t) * BLOCK;
   for (int i = 0; i < m.padded_hidden; i += 32) {
-    V part[2];
-    for (int j = 0; j < 2; j++) {
-      const int c = i + 16 * j;
+    V part[PARTS];
+    for (int j = 0; j < PARTS; j++) {
+      const int c = i + LANES * j;
       if (c >= n) {
         part[j] = V{};
         store(residual + c, V{});
@@ -99,7 +103,7 @@ static inline void normalise(const Model& m, const Workspace& w, const float* ro
       part[j] = (load(row + c) - mean) * factor * load(norm.weight + c) + load(norm.bias + c);
       store(residual + c, next_bias ? part[j] + load(next_bias + c) : part[j]);
     }
-    A::store(x + size_t(i / 32) * w.stride * BLOCK, part[0], part[1]);
+    A::store(x + size_t(i / 32) * w.stride * BLOCK, part);
   }
 }
 
@@ -120,7 +124,7 @@ NOINLINE static void embed(const Model& m, const Workspace& w, const Piece& piec
     while (piece.starts[s + 1] <= t) s++;
     const float* position = m.positions + size_t(t - piece.starts[s]) * m.hidden;
     widen_row(table, piece.ids[t], m.hidden, row);
-    for (int i = 0; i < m.hidden; i += 16) store(row + i, load(row + i) + load(position + i));
+    for (int i = 0; i < m.hidden; i += LANES) store(row + i, load(row + i) + load(position + i));
     normalise<A>(m, w, row, t, m.embedding_norm, next_bias);
   }
 }

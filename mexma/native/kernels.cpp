@@ -1,4 +1,4 @@
-// Which kernels there are, and whether this processor can run them.
+// Which kernels there are, whether this processor can run them, and which are slow on it.
 
 #include <cmath>
 
@@ -16,6 +16,7 @@ namespace mexma {
 extern const Kernel portable_kernel;
 #if defined(__x86_64__)
 extern const Kernel amx_kernel, avx512_bf16_kernel, avx512_kernel, avx2_kernel;
+double bf16_pace();  // products of bf16 for one of fp32, in avx512_bf16.cpp
 #endif
 
 // p(a) = erf(a / sqrt 2) / 2 through three Chebyshev nodes of each piece, as powers of a.
@@ -90,6 +91,17 @@ std::string missing(const Kernel& kernel) {
     for (const char* feature : need.features)
       if (!processor_has(feature)) return std::string("the processor has no ") + feature;
     if (need.kernel == &amx_kernel && !system_gives_tiles()) return "the system does not let this process use AMX";
+  }
+#endif
+  return "";
+}
+
+std::string slow(const Kernel& kernel) {
+  if (&kernel == &portable_kernel) return "slower than any runtime";
+#if defined(__x86_64__)
+  if (&kernel == &avx512_bf16_kernel && missing(kernel).empty()) {
+    static const double pace = bf16_pace();  // measured once, in a millisecond: 2 or 1 or less, hardly between
+    if (pace < 1.4) return "this processor multiplies bf16 hardly faster than fp32";
   }
 #endif
   return "";

@@ -82,7 +82,7 @@ PyObject* list_kernels(PyObject*, PyObject*) {
   PyObject* list = PyList_New(0);
   if (!list) return nullptr;
   for (const Kernel* kernel : kernels()) {
-    PyObject* item = Py_BuildValue("(sss)", kernel->name, kernel->arithmetic, missing(*kernel).c_str());
+    PyObject* item = Py_BuildValue("(ssss)", kernel->name, kernel->arithmetic, missing(*kernel).c_str(), slow(*kernel).c_str());
     if (!item || PyList_Append(list, item)) {
       Py_XDECREF(item);
       Py_DECREF(list);
@@ -207,7 +207,7 @@ PyObject* run(PyObject*, PyObject* arguments) {
 }
 
 PyMethodDef methods[] = {
-    {"kernels", list_kernels, METH_NOARGS, "(name, arithmetic, what is missing for it) of each kernel, best first."},
+    {"kernels", list_kernels, METH_NOARGS, "(name, arithmetic, what is missing for it, why it is slow here) of each kernel, best first."},
     {"create", create, METH_VARARGS, nullptr},
     {"set_table", set_table, METH_VARARGS, nullptr},
     {"set_vector", set_vector, METH_VARARGS, nullptr},

@@ -1,7 +1,6 @@
-// fp32 arithmetic written with the compiler's own vectors, which it maps to whatever the instruction
-// set has: 512, 256 or 128 bits. Included after forward.hpp, in the same namespace.
+// fp32 arithmetic written with the compiler's own vectors of LANES floats. Included after forward.hpp, in the same namespace.
 
-typedef int32_t I __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t I __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 static inline V largest(V a, V b) { return a > b ? a : b; }
 
@@ -61,10 +60,10 @@ struct RowAttention {
     float* queries = scores + 4 * keys;                 // [4, width]
     for (int t = 0; t < length; t++)
       for (int b = 0; b < d; b++)
-        for (int c = 0; c < 32; c += 16) {
-          float lanes[16];
+        for (int c = 0; c < 32; c += LANES) {
+          float lanes[LANES];
           store(lanes, A::widen(key + b * step + t * BLOCK + c));
-          for (int i = 0; i < 16; i++) columns[size_t(32 * b + c + i) * keys + t] = lanes[i];
+          for (int i = 0; i < LANES; i++) columns[size_t(32 * b + c + i) * keys + t] = lanes[i];
           store(values + size_t(t) * width + 32 * b + c, A::widen(value + b * step + t * BLOCK + c));
         }
     for (int c = 0; c < width; c++)
@@ -73,71 +72,78 @@ struct RowAttention {
       const int rows = length - first < 4 ? length - first : 4;
       for (int r = 0; r < 4; r++)
         for (int b = 0; b < d; b++)
-          for (int c = 0; c < 32; c += 16)
+          for (int c = 0; c < 32; c += LANES)
             store(queries + r * width + 32 * b + c, r < rows ? A::widen(query + b * step + (first + r) * BLOCK + c) : V{});
       for (int j = 0; j < keys; j += 16) {
-        V s[4] = {};
-        for (int c = 0; c < width; c++) {
-          const V k = load(columns + size_t(c) * keys + j);
-          for (int r = 0; r < 4; r++) s[r] += queries[r * width + c] * k;
-        }
-        for (int r = 0; r < 4; r++) store(scores + r * keys + j, s[r]);
+        V s[4][16 / LANES] = {};
+        for (int c = 0; c < width; c++)
+          for (int i = 0; i < 16 / LANES; i++) {
+            const V k = load(columns + size_t(c) * keys + j + i * LANES);
+            for (int r = 0; r < 4; r++) s[r][i] += queries[r * width + c] * k;
+          }
+        for (int r = 0; r < 4; r++)
+          for (int i = 0; i < 16 / LANES; i++) store(scores + r * keys + j + i * LANES, s[r][i]);
       }
       for (int r = 0; r < rows; r++) {
         float* row = scores + r * keys;
         for (int j = length; j < keys; j++) row[j] = -__builtin_inff();
         V most = load(row);
-        for (int j = 16; j < keys; j += 16) most = largest(most, load(row + j));
-        float lanes[16];
+        for (int j = LANES; j < keys; j += LANES) most = largest(most, load(row + j));
+        float lanes[LANES];
         store(lanes, most);
         float top = lanes[0];
-        for (int i = 1; i < 16; i++) top = lanes[i] > top ? lanes[i] : top;
+        for (int i = 1; i < LANES; i++) top = lanes[i] > top ? lanes[i] : top;
         V total{};
-        for (int j = 0; j < keys; j += 16) {
+        for (int j = 0; j < keys; j += LANES) {
           const V p = exp_negative((load(row + j) - top) * 0.69314718f);
           store(row + j, p);
           total += p;
         }
         const V factor = spread(1.0f / sum(total));
-        for (int j = 0; j < keys; j += 16) store(row + j, load(row + j) * factor);
+        for (int j = 0; j < keys; j += LANES) store(row + j, load(row + j) * factor);
       }
       for (int b = 0; b < d; b++) {
-        V low[4] = {}, high[4] = {};
-        for (int j = 0; j < length; j++) {
-          const V v0 = load(values + size_t(j) * width + 32 * b), v1 = load(values + size_t(j) * width + 32 * b + 16);
-          for (int r = 0; r < 4; r++) {
-            low[r] += scores[r * keys + j] * v0;
-            high[r] += scores[r * keys + j] * v1;
+        V sums[4][PARTS] = {};
+        for (int j = 0; j < length; j++)
+          for (int i = 0; i < PARTS; i++) {
+            const V v = load(values + size_t(j) * width + 32 * b + i * LANES);
+            for (int r = 0; r < 4; r++) sums[r][i] += scores[r * keys + j] * v;
           }
-        }
-        for (int r = 0; r < rows; r++) A::store(out + b * step + (first + r) * BLOCK, low[r], high[r]);
+        for (int r = 0; r < rows; r++) A::store(out + b * step + (first + r) * BLOCK, sums[r]);
       }
     }
   }
 };
 
-// ROWS: rows multiplied at once, as many as there are registers for; divides 16.
-template <int ROWS>
+// ROWS, and of their vectors of a panel AT_ONCE, are multiplied at once, as many as there are registers
+// for. ROWS divides 16, AT_ONCE the vectors.
+template <int ROWS, int AT_ONCE>
 struct Plain {
   using Element = float;
 
   static inline V widen(const float* p) { return load(p); }
-  static inline void store(float* p, V low, V high) {
-    *reinterpret_cast<V*>(p) = low;
-    *reinterpret_cast<V*>(p + 16) = high;
+  static inline void store(float* p, const V (&parts)[PARTS]) {
+    for (int i = 0; i < PARTS; i++) *reinterpret_cast<V*>(p + i * LANES) = parts[i];
   }
   static void enter() {}
   static void leave() {}
 
-  static inline void block(const float* a, size_t a_step, const float* b, int k_blocks, V (&sums)[ROWS][2]) {
-    for (int block = 0; block < k_blocks; block++, a += a_step)
-      for (int k = 0; k < 32; k++, b += 32) {
-        const V low = load(b), high = load(b + 16);
-        for (int r = 0; r < ROWS; r++) {
-          sums[r][0] += a[r * 32 + k] * low;
-          sums[r][1] += a[r * 32 + k] * high;
+  static inline void block(const float* a, size_t a_step, const float* b, int k_blocks, V (&sums)[ROWS][PARTS]) {
+    for (int first = 0; first < PARTS; first += AT_ONCE) {
+      V part[ROWS][AT_ONCE];
+      for (int r = 0; r < ROWS; r++)
+        for (int i = 0; i < AT_ONCE; i++) part[r][i] = sums[r][first + i];
+      const float *rows = a, *columns = b + first * LANES;
+      for (int block = 0; block < k_blocks; block++, rows += a_step)
+        for (int k = 0; k < BLOCK; k++, columns += BLOCK) {
+          V column[AT_ONCE];
+          for (int i = 0; i < AT_ONCE; i++) column[i] = load(columns + i * LANES);
+          for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < AT_ONCE; i++) part[r][i] += rows[r * BLOCK + k] * column[i];
         }
-      }
+      for (int r = 0; r < ROWS; r++)
+        for (int i = 0; i < AT_ONCE; i++) sums[r][first + i] = part[r][i];
+    }
   }
 
   template <bool ACTIVATE>
@@ -147,13 +153,15 @@ struct Plain {
       const float* b = static_cast<const float*>(matrix.packed) + size_t(panel) * matrix.k * BLOCK;
       const float* bias = matrix.bias + panel * BLOCK;
       for (int row = 0; row < rows; row += ROWS) {
-        V sums[ROWS][2];
+        V sums[ROWS][PARTS];
         // By index: a deduced reference would forget that V may lie at any address.
-        for (int r = 0; r < ROWS; r++) sums[r][0] = load(bias), sums[r][1] = load(bias + 16);
-        block(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
         for (int r = 0; r < ROWS; r++)
-          store(out + panel * step + (row + r) * BLOCK, ACTIVATE ? gelu_exact(sums[r][0]) : sums[r][0],
-                ACTIVATE ? gelu_exact(sums[r][1]) : sums[r][1]);
+          for (int i = 0; i < PARTS; i++) sums[r][i] = load(bias + i * LANES);
+        block(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
+        if (ACTIVATE)
+          for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < PARTS; i++) sums[r][i] = gelu_exact(sums[r][i]);
+        for (int r = 0; r < ROWS; r++) store(out + panel * step + (row + r) * BLOCK, sums[r]);
       }
     }
   }
@@ -165,10 +173,11 @@ struct Plain {
       const float* b = static_cast<const float*>(matrix.packed) + size_t(panel) * matrix.k * BLOCK;
       for (int row = 0; row < rows; row += ROWS) {
         float* c = residual + size_t(row) * width + panel * BLOCK;
-        V sums[ROWS][2];
-        for (int r = 0; r < ROWS; r++) sums[r][0] = load(c + size_t(r) * width), sums[r][1] = load(c + size_t(r) * width + 16);
+        V sums[ROWS][PARTS];
+        for (int r = 0; r < ROWS; r++)
+          for (int i = 0; i < PARTS; i++) sums[r][i] = load(c + size_t(r) * width + i * LANES);
         block(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
-        for (int r = 0; r < ROWS; r++) store(c + size_t(r) * width, sums[r][0], sums[r][1]);
+        for (int r = 0; r < ROWS; r++) store(c + size_t(r) * width, sums[r]);
       }
     }
   }

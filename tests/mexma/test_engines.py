@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,13 +85,31 @@ def test_without_the_extension(artifacts, monkeypatch):
 
 
 def test_a_processor_without_any_kernel_that_is_faster(artifacts, monkeypatch):
-    found = [native.Kernel(k.name, k.arithmetic, "the processor has no wings") for k in KERNELS]
+    found = [replace(k, missing="the processor has no wings") for k in native.kernels()]
     monkeypatch.setattr(native, "kernels", lambda: found)
     encoder = OnnxEncoder(artifacts["compact"])
     assert encoder.session.engine == "onnxruntime"
     assert "avx512: the processor has no wings" in encoder.session.reason
     with pytest.raises(DeviceUnavailable, match="amx: the processor has no wings"):
         OnnxEncoder(artifacts["compact"], engine="amx")
+
+
+def test_a_kernel_that_is_slow_here_runs_only_where_it_is_named(artifacts, monkeypatch):
+    first, *others = KERNELS
+    monkeypatch.setattr(native, "kernels", lambda: [replace(first, slow="it limps"), *others])
+    chosen = OnnxEncoder(artifacts["compact"]).session.engine
+    assert chosen == next((k.name for k in others if not k.slow), "onnxruntime")
+    assert OnnxEncoder(artifacts["compact"], engine=first.name).session.engine == first.name
+    monkeypatch.setattr(native, "kernels", lambda: [replace(first, slow="it limps")])
+    assert OnnxEncoder(artifacts["compact"]).session.reason == f"{first.name}: it limps"
+
+
+def test_the_portable_kernel_is_never_chosen_and_a_fast_one_is(artifacts):
+    slow = {k.name: k.slow for k in native.kernels()}
+    assert slow["portable"] and not any(slow[name] for name in ("amx", "avx512", "avx2"))
+    usable = [k for k in KERNELS if not k.slow]
+    encoder = OnnxEncoder(artifacts["compact"])
+    assert encoder.session.engine == (usable[0].name if usable else "onnxruntime")
 
 
 def test_a_kernel_is_no_cuda(artifacts):
