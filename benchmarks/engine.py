@@ -258,7 +258,7 @@ def peers(shape: str, wanted: set[str]) -> tuple[Torch, EncoderWeights, dict[str
     makers: dict[str, Callable[[], Run]] = {
         f"native {k.name} ({k.arithmetic})": lambda k=k: native_run(weights, k.name)
         for k in kernels()
-        if not k.missing and k.name not in ("avx2", "portable")
+        if not k.missing and k.name != "portable"
     }
     makers |= {
         "torch fp32": lambda: padded(torch_run(model), size),

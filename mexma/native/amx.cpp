@@ -16,7 +16,6 @@ constexpr int LANES = 16;
 
 // Rows and columns of two neighbouring matrix blocks: 32 x 32 results in tiles 0 to 3.
 constexpr size_t TILE_BYTES = 1024;
-constexpr size_t ROW_BYTES = 64;
 
 // The compiler does not know that tile loads read memory.
 inline void fence() { __asm__ volatile("" ::: "memory"); }
@@ -37,19 +36,6 @@ inline void touch_rows_to_write(void* base, long step) {
 #define _tile_loadd(tile, base, step) do { touch_rows(base, step); _tile_loadd_internal(tile, base, step); } while (0)
 #define _tile_stored(tile, base, step) do { touch_rows_to_write(base, step); _tile_stored_internal(tile, base, step); } while (0)
 #endif
-
-// 2^x for x <= 0, off by 3e-6 of it, and never less than 2^-126; NaN stays NaN.
-inline __m512 exp2(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // below are denormals, and each costs a hundred cycles
-  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_set1_ps(0.00960039552f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.0559168938f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.240237185f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693121995f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, n);
-}
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -125,6 +111,7 @@ inline void multiply_block(const char* a, size_t a_step, const char* b, int k_bl
 }
 
 struct Amx {
+  static constexpr int ROWS = TILE;
   using Element = uint16_t;
 
   static inline void store(Element* p, const V (&parts)[PARTS]) { _mm512_storeu_si512(p, narrow(as(parts[0]), as(parts[1]))); }
@@ -211,33 +198,6 @@ struct Amx {
     }
   }
 
-  // 16 keys of 32 components to pairs of components by keys, as a second factor.
-  static inline void transpose(const char* keys, char* out) {
-    __m512i r[16], t[16];
-    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(keys + i * ROW_BYTES);
-    for (int i = 0; i < 16; i += 2) {
-      t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-      t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-      r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-      r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-      r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-      r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int half = 0; half < 2; half++)
-      for (int i = 0; i < 4; i++) {
-        t[8 * half + i] = _mm512_shuffle_i32x4(r[8 * half + i], r[8 * half + 4 + i], 0x88);
-        t[8 * half + 4 + i] = _mm512_shuffle_i32x4(r[8 * half + i], r[8 * half + 4 + i], 0xdd);
-      }
-    for (int i = 0; i < 8; i++) {
-      const __m512i low = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-      const __m512i high = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-      _mm512_store_si512(out + (i)*ROW_BYTES, low);
-      _mm512_store_si512(out + (8 + i) * ROW_BYTES, high);
-    }
-  }
-
   // Scratch of attention: scores [16, keys] fp32, weights [key blocks][16][32] bf16, keys and values of
   // one head as second factors, mixed values [16, head] and the weights' sums [16, 16].
   static size_t attention_bytes(int blocks, int length) {
@@ -265,19 +225,12 @@ struct Amx {
 
     for (int j = 0; j < tiles; j++)
       for (int b = 0; b < d; b++) transpose(key + b * block_bytes + j * TILE_BYTES, keys + (j * d + b) * TILE_BYTES);
-    const __m512i interleave_low = _mm512_set_epi16(
-        47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i interleave_high = _mm512_add_epi16(interleave_low, _mm512_set1_epi16(16));
     for (int j = 0; j < blocks; j++)
       for (int b = 0; b < d; b++) {
         const char* from = value + b * block_bytes;
         char* to = values + (j * d + b) * 2 * TILE_BYTES;
         for (int pair = 0; pair < 16; pair++) {
-          const int k = 32 * j + 2 * pair;
-          const __m512i first = k < length ? _mm512_loadu_si512(from + k * ROW_BYTES) : _mm512_setzero_si512();
-          const __m512i second = k + 1 < length ? _mm512_loadu_si512(from + (k + 1) * ROW_BYTES) : _mm512_setzero_si512();
-          _mm512_store_si512(to + pair * ROW_BYTES, _mm512_permutex2var_epi16(first, interleave_low, second));
-          _mm512_store_si512(to + TILE_BYTES + pair * ROW_BYTES, _mm512_permutex2var_epi16(first, interleave_high, second));
+          pair_rows(from, 32 * j + 2 * pair, length, to + pair * ROW_BYTES, to + TILE_BYTES + pair * ROW_BYTES);
         }
       }
     for (int i = 0; i < 16; i++) _mm512_store_si512(ones + i * ROW_BYTES, _mm512_set1_epi16(0x3f80));

@@ -5,7 +5,8 @@
 // twice as wide are taken apart by the compiler, number by number (a hundred times slower with AVX2).
 //
 // `Arithmetic` supplies: `Element` of an activation, `store(Element*, V[PARTS])` of 32 columns,
-// `multiply` with an epilogue, `add_product`, `attention`, `enter` and `leave`.
+// `multiply` with an epilogue, `add_product`, `attention`, `enter` and `leave`; ROWS, which divides TILE:
+// products are of multiples of so many rows.
 
 #define NOINLINE __attribute__((noinline))  // so that profiles tell them apart
 
@@ -144,7 +145,7 @@ static void forward(const Model& m, const Workspace& w, const Piece& piece, cons
     if (team.size > 1) team.wait(team.barrier);
   };
   char* scratch = w.scratch[team.rank];
-  const int rows = (piece.tokens + TILE - 1) / TILE * TILE;
+  const int rows = (piece.tokens + A::ROWS - 1) / A::ROWS * A::ROWS;
   const int t0 = share(piece.tokens, team.rank), t1 = share(piece.tokens, team.rank + 1);
   const int h0 = share(m.heads, team.rank), h1 = share(m.heads, team.rank + 1);
   const int hidden_panels = m.padded_hidden / BLOCK, wide_panels = m.intermediate / BLOCK;

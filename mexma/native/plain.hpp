@@ -117,8 +117,9 @@ struct RowAttention {
 
 // ROWS, and of their vectors of a panel AT_ONCE, are multiplied at once, as many as there are registers
 // for. ROWS divides 16, AT_ONCE the vectors.
-template <int ROWS, int AT_ONCE>
+template <int ROWS_, int AT_ONCE>
 struct Plain {
+  static constexpr int ROWS = ROWS_;
   using Element = float;
 
   static inline V widen(const float* p) { return load(p); }
@@ -128,7 +129,10 @@ struct Plain {
   static void enter() {}
   static void leave() {}
 
+  // AHEAD: fetch what comes behind this panel, the next one, into the second cache.
+  template <bool AHEAD>
   static inline void block(const float* a, size_t a_step, const float* b, int k_blocks, V (&sums)[ROWS][PARTS]) {
+    const size_t panel = size_t(k_blocks) * BLOCK * BLOCK;
     for (int first = 0; first < PARTS; first += AT_ONCE) {
       V part[ROWS][AT_ONCE];
       for (int r = 0; r < ROWS; r++)
@@ -136,6 +140,8 @@ struct Plain {
       const float *rows = a, *columns = b + first * LANES;
       for (int block = 0; block < k_blocks; block++, rows += a_step)
         for (int k = 0; k < BLOCK; k++, columns += BLOCK) {
+          if (AHEAD)
+            for (int i = 0; i < AT_ONCE; i += 16 / LANES) __builtin_prefetch(columns + panel + i * LANES, 0, 2);
           V column[AT_ONCE];
           for (int i = 0; i < AT_ONCE; i++) column[i] = load(columns + i * LANES);
           for (int r = 0; r < ROWS; r++)
@@ -149,6 +155,7 @@ struct Plain {
   template <bool ACTIVATE>
   static void multiply(const float* x, int stride, int rows, const Matrix& matrix, int from, int to, float* out, char*) {
     const size_t step = size_t(stride) * BLOCK;
+    const int ahead = rows > ROWS ? ROWS : 0;
     for (int panel = from; panel < to; panel++) {
       const float* b = static_cast<const float*>(matrix.packed) + size_t(panel) * matrix.k * BLOCK;
       const float* bias = matrix.bias + panel * BLOCK;
@@ -157,7 +164,8 @@ struct Plain {
         // By index: a deduced reference would forget that V may lie at any address.
         for (int r = 0; r < ROWS; r++)
           for (int i = 0; i < PARTS; i++) sums[r][i] = load(bias + i * LANES);
-        block(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
+        if (row == ahead) block<true>(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
+        else block<false>(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
         if (ACTIVATE)
           for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < PARTS; i++) sums[r][i] = gelu_exact(sums[r][i]);
@@ -169,6 +177,7 @@ struct Plain {
   static void add_product(const float* x, int stride, int rows, const Matrix& matrix, int from, int to, float* residual,
                           int width, char*) {
     const size_t step = size_t(stride) * BLOCK;
+    const int ahead = rows > ROWS ? ROWS : 0;
     for (int panel = from; panel < to; panel++) {
       const float* b = static_cast<const float*>(matrix.packed) + size_t(panel) * matrix.k * BLOCK;
       for (int row = 0; row < rows; row += ROWS) {
@@ -176,7 +185,8 @@ struct Plain {
         V sums[ROWS][PARTS];
         for (int r = 0; r < ROWS; r++)
           for (int i = 0; i < PARTS; i++) sums[r][i] = load(c + size_t(r) * width + i * LANES);
-        block(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
+        if (row == ahead) block<true>(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
+        else block<false>(x + row * BLOCK, step, b, matrix.k / BLOCK, sums);
         for (int r = 0; r < ROWS; r++) store(c + size_t(r) * width, sums[r]);
       }
     }
