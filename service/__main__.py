@@ -29,6 +29,7 @@ from service.app import create_app
 from service.connection import Connections, protocol, room_for_connections
 from service.draining import DrainingServer
 from service.engine.tuning import Tuning
+from service.heap import give_back
 from service.priority import lowered
 from service.security.access import guard_of
 from service.security.audit import Audit
@@ -89,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
 def serve(settings: Settings) -> None:
     """Build the app from `settings` and run it. Raises MexmaError when it cannot start."""
     logs.configure(settings.log_level, settings.log_format)
+    give_back()
     # uvicorn's own lines repeat what is said here.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
     for package, distribution in check_installation().items():
