@@ -188,6 +188,7 @@ def _run(
         write_timeout_s=settings.write_timeout_s,
         maximum=room_for_connections(settings.max_connections),
         refuse=getattr(app, "refuse", None),
+        unread=getattr(app, "unread", None),
     )
     config = uvicorn.Config(
         app,

@@ -76,6 +76,8 @@ class Service(FastAPI):
     border: ASGIApp | None = None
     refuse: Refuse | None = None
     """What a request is told for which there is no room, before there is a task; see `RequestBorder`."""
+    unread: Callable[[int, str], None] | None = None
+    """What hears of answers to what was no request."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.border or super().__call__)(scope, receive, send)
@@ -188,7 +190,7 @@ def create_app(
             "/": tei_shortcut,
         },
     )
-    app.refuse = border.refuse
+    app.refuse, app.unread = border.refuse, border.unread
     # With HTTP workers it is they whom pages call.
     app.border = with_cors(border, () if engine_socket else settings.cors_origins)
     openapi.complete(app, state.encoders)

@@ -18,7 +18,7 @@ import struct
 import sys
 import termios
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import httptools
@@ -28,8 +28,10 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from service.http_errors import error_response
 from service.one_write import OneWriteProtocol, OneWriteTransport
 from service.received import KEY, Received, Refuse
+from service.request_ids import request_id_of
 
 log = logging.getLogger(__name__)
 
@@ -49,22 +51,13 @@ OWN_FILES = 256
 TCP_CLOSE = 7
 AT_ONCE = struct.pack("ii", 1, 0)
 PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
+Words = tuple[int, str, str]
+# A status, a sentence and its code.
 FRAMING = (b"content-length", b"transfer-encoding")
 
 
-def refusal(status: bytes, sentence: bytes) -> bytes:
-    """A whole answer for whom no application has seen yet."""
-    return (
-        b"HTTP/1.1 %s\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
-        b"content-length: %d\r\n\r\n%s" % (status, len(sentence), sentence)
-    )
-
-
-TOO_LONG = refusal(
-    b"431 Request Header Fields Too Large",
-    b"a request's head may have %d bytes" % MAX_HEAD_BYTES,
-)
-TOO_SLOW = refusal(b"408 Request Timeout", b"the request's head did not arrive in time")
+TOO_LONG = 431, f"a request's head may have {MAX_HEAD_BYTES} bytes", "head_too_large"
+TOO_SLOW = 408, "the request's head did not arrive in time", "head_timeout"
 
 
 def room_for_connections(wanted: int) -> int:
@@ -89,7 +82,8 @@ class _Unclear(Exception):
 
 class Connections:
     """All connections of one server. Times in seconds; maximum: how many there may be. refuse: is asked of
-    each request whose body came with its head, before there is a task for it."""
+    each request whose body came with its head, before there is a task for it. unread: is told the status and
+    the id of an answer to what no application was shown."""
 
     def __init__(
         self,
@@ -98,8 +92,10 @@ class Connections:
         write_timeout_s: float,
         maximum: int,
         refuse: Refuse | None = None,
+        unread: Callable[[int, str], None] | None = None,
     ):
         self.refuse = refuse
+        self.unread = unread
         self.header_timeout_s = header_timeout_s
         self.write_timeout_s = write_timeout_s
         self.maximum = maximum
@@ -175,6 +171,7 @@ class Connection(OneWriteProtocol):
         self._loose_bytes = 0  # since a head began, or since the last byte of a body
         self._taken_bytes, self._taken_at = 0, self.quiet_since
         self._resuming = False
+        self._ignores = False  # what still comes
         self._holding = False  # what begins, until all that has come is read
         self._held: tuple[RequestResponseCycle, Any] | None = None
         self._held_since = 0.0
@@ -213,14 +210,14 @@ class Connection(OneWriteProtocol):
             self._taken_bytes, self._taken_at = taken, now
         return now - self._taken_at > timeout_s
 
-    def drop(self, *, last_words: bytes = b"", reset: bool = False) -> None:
+    def drop(self, *, last_words: Words | None = None, reset: bool = False) -> None:
         """Close at once. last_words: for a client that has begun to say something. reset: drop what
         the kernel holds, too, which it would else try for minutes to bring to the client."""
         if reset:
             connected = self.transport.get_extra_info("socket")
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         elif last_words and self._in_head and not self.transport.is_closing():
-            self.transport.write(last_words)
+            self._say(*last_words)
             self.transport.flush()
         self.transport.abort()
 
@@ -238,9 +235,10 @@ class Connection(OneWriteProtocol):
             self._begun.leave()
 
     def data_received(self, data: bytes) -> None:
+        if self._ignores:
+            return
         if self._loose_bytes > MAX_HEAD_BYTES:
-            self.transport.write(TOO_LONG)
-            self.transport.close()
+            self._end(*TOO_LONG)
             return
         self._loose_bytes += len(data)
         self._unset_keepalive_if_required()
@@ -249,18 +247,38 @@ class Connection(OneWriteProtocol):
             self.parser.feed_data(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._held = None
-                self.transport.write(TOO_LONG)
+                self._say(*TOO_LONG)
                 self.transport.close()
+            elif self._in_head and self._loose_bytes > MAX_HEAD_BYTES:
+                self._end(*TOO_LONG)
         except httptools.HttpParserUpgrade as upgrade:
             self._stay(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             why = error.__context__ if isinstance(error.__context__, _Unclear) else error
-            self.send_400_response(
-                f"this is no HTTP/1.1 request: {why}".encode("ascii", "replace").decode()
-            )
+            self._end(400, f"this is no HTTP/1.1 request: {why}", "no_request")
         finally:
             self._holding = False
             self._begin()
+
+    def _end(self, status: int, sentence: str, code: str) -> None:
+        """The last answer here, to what no application has seen; after that to a request before it."""
+        if self.under_way and not self.cycle.more_body:
+            self.cycle.keep_alive, self._ignores = False, True
+            return
+        if not (self.under_way and self.cycle.response_started):
+            self._say(status, sentence, code)
+        self.transport.close()
+
+    def _say(self, status: int, sentence: str, code: str) -> None:
+        request_id = request_id_of(dict(self.headers or ()))
+        response = error_response("", status, sentence, kind="invalid_request_error", code=code)
+        own = (b"x-request-id", request_id), (b"connection", b"close")
+        parts = [STATUS_LINE[status]]
+        for name, value in (*response.raw_headers, *own):
+            parts += (name, b": ", value, b"\r\n")
+        self.transport.write(b"".join([*parts, b"\r\n", bytes(response.body)]))
+        if self._among.unread is not None:
+            self._among.unread(status, request_id.decode())
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """The turn of a request on this connection has come."""

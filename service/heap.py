@@ -1,10 +1,10 @@
 """The C library's heap gives back what a large request took.
 
-glibc has up to eight heaps for each core, and keeps in each what was freed between blocks that are still
-in use; and once a large block was freed it takes others of that size from the heap, too. So a process stays as
-large as the largest moment of each of its threads. With two heaps, and blocks of 1 MiB or more from the system
-and back to it, a service had 749 MB for 947 after seven minutes of mixed requests, and answered as fast
-(`LOG.md`, 2026-11-27). Who sets glibc's own variables knows better.
+glibc has up to eight heaps for each core, and keeps in each what was freed between blocks that are
+still in use; and once a large block was freed it takes others of that size from the heap, too. So a
+process stays as large as the largest moment of each of its threads. With two heaps, and blocks of 1 MiB
+or more from the system and back to it, a service had 749 MB for 947 after seven minutes of mixed
+requests, and answered as fast (`LOG.md`, 2026-11-27). Who sets glibc's own variables knows better.
 
 Refuses to know: other allocators, which it does not touch.
 """

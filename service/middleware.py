@@ -7,11 +7,7 @@ than the whole of a small request.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import os
-import re
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +23,7 @@ from service.http_errors import error_response, for_exception
 from service.logs import request_id as request_id_var
 from service.metrics import Metrics
 from service.received import received_of
+from service.request_ids import request_id_of
 from service.routes.names import COLLECTION, UNMATCHED, name_of
 from service.security.audit import Act
 from service.security.audit import current as current_act
@@ -40,32 +37,16 @@ from service.turns import Turns
 
 log = logging.getLogger(__name__)
 
-NUMBER = itertools.count(1)
 # Of our answers, what a page of another origin may read; browsers hide all others from it.
 EXPOSED = (
     "x-request-id", "x-encoder-fingerprint", "x-truncation", "x-truncated-items", "retry-after",
     "retry-after-ms", "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "server-timing",
     "www-authenticate", "allow", "accept-encoding",
 )  # fmt: skip
-REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 # Headers with which a request is not refused before it is looked at whole.
 UNUSUAL = frozenset(
     {b"origin", b"content-encoding", b"x-forwarded-for", b"x-forwarded-proto", b"expect"}
 )
-
-
-class _Process:
-    """An id of our own is this process's random half and a running number."""
-
-    half = secrets.token_hex(8).encode()
-
-    @classmethod
-    def renew(cls) -> None:
-        """HTTP workers are forked from one process, and count on from the same number."""
-        cls.half = secrets.token_hex(8).encode()
-
-
-os.register_at_fork(after_in_child=_Process.renew)
 
 
 class RequestBorder:
@@ -114,7 +95,7 @@ class RequestBorder:
         scope = _as_declared(scope)
         started = time.monotonic()
         headers = dict(scope["headers"])
-        request_id = _request_id(headers)
+        request_id = request_id_of(headers)
         status = 499  # the client left before an answer began
 
         async def send_with_id(message: Message) -> None:
@@ -174,11 +155,17 @@ class RequestBorder:
             return None
         response = for_exception(scope["path"], full)
         response.raw_headers += [
-            (b"x-request-id", _request_id(headers)),
+            (b"x-request-id", request_id_of(headers)),
             *_quota_headers(found.quota),
         ]
         self._note(scope, response.status_code, 0.0, None)
         return response
+
+    def unread(self, status: int, request_id: str) -> None:
+        """Count and log a request that was none, or not in time: nobody knows its route."""
+        self.metrics.answered(UNMATCHED, status, 0.0)
+        if self.access_log:
+            log.info("unread request", extra={"status": status, "request_id": request_id})
 
     async def _answer(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
@@ -324,14 +311,6 @@ def _is_none(path: str, method: str) -> bool:
     if path == "/v1/models/" or name_of(path[:-1]) == f"{COLLECTION}/documents":
         return method != "DELETE"
     return name_of(path) == UNMATCHED
-
-
-def _request_id(headers: Mapping[bytes, bytes]) -> bytes:
-    """The client's own where it may have it, else one of ours."""
-    given = headers.get(b"x-request-id", b"")
-    if given and REQUEST_ID.fullmatch(given):
-        return given
-    return b"%s%016x" % (_Process.half, next(NUMBER))
 
 
 def _claim_of(body: bytes) -> int:

@@ -129,6 +129,7 @@ class Front:
             },
         )
         self._border = with_cors(border, settings.cors_origins)
+        self.unread = border.unread
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -277,6 +277,69 @@ def test_a_request_that_could_be_read_in_two_ways_is_refused_and_told_why(server
     assert says in answer.partition(b"\r\n\r\n")[2], answer
 
 
+def split(answer: bytes) -> tuple[int, dict[str, str], dict]:
+    """Status, headers and JSON of an answer that is the only one."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    assert int(headers["content-length"]) == len(body)
+    return int(first.split()[1]), headers, json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GET / HTTP/1.1\r\nbad name: 2\r\n\r\n", 400, "no_request"),
+        (b"GET / HTTP/1.1\r\nx-request-id: mine\r\nhost: x\r\nhost: y\r\n\r\n", 400, "no_request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, "no_request"),
+        (b"GET / HTTP/1.1\r\nx: " + b"x" * (2 * MAX_HEAD_BYTES), 431, "head_too_large"),
+        (b"GET / HTTP/1.1\r\nx: ", 408, "head_timeout"),
+    ],
+    ids=["name", "hosts", "tls", "long", "slow"],
+)
+def test_what_is_no_request_is_answered_as_one_is(server, sent, status, code):
+    """As JSON, with an id to ask for, and counted."""
+    counted = f'http_requests_total{{route="unmatched",status="{status}"}}'
+    before = counts(server).get(counted, 0)
+    with closing(connect(server)) as client:
+        client.sendall(sent[:20])
+        time.sleep(0.05)
+        client.sendall(sent[20:])
+        found, headers, body = split(all_of(client))
+    assert (found, body["error"]["code"]) == (status, code)
+    assert body["error"]["type"] == "invalid_request_error" and body["error"]["message"]
+    if b"mine" in sent:
+        assert headers["x-request-id"] == "mine"
+    else:
+        assert len(headers["x-request-id"]) == 32
+    assert headers["connection"] == "close"
+    assert counts(server)[counted] == before + 1
+
+
+def counts(server: Server) -> dict[str, float]:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return {
+        name.removeprefix("mexma_"): float(value)
+        for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    }
+
+
+def test_garbage_behind_a_request_does_not_take_its_answer(server):
+    """Nor the answers of those before it; the connection ends with the last."""
+    good = request_of({"input": "Hyvää huomenta"})
+    with closing(connect(server)) as client:
+        client.sendall(good + good + b"no request at all\r\n\r\n" + good)
+        answers = all_of(client)
+    assert answers.count(b"HTTP/1.1 200 ") == 2 and b"HTTP/1.1 400 " not in answers
+    with closing(connect(server)) as client:
+        client.sendall(good)
+        time.sleep(0.001)  # comes later, perhaps while the engine computes
+        client.sendall(b"no request at all\r\n\r\n")
+        answers = all_of(client)
+    assert answers.startswith(b"HTTP/1.1 200 ")
+    is_served(server)
+
+
 def test_an_answer_to_head_has_no_body(server):
     with closing(connect(server)) as client:
         client.sendall(b"HEAD /info HTTP/1.1\r\nhost: x\r\n\r\nGET /info HTTP/1.0\r\n\r\n")
