@@ -32,7 +32,7 @@ class FaissFlat(Engine):
 
 
 class FaissHnsw(Engine):
-    widths = (16, 24, 32, 48, 64, 96, 128, 192, 256)
+    widths = (16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1_024, 2_048, 4_096)
 
     def fill(self) -> None:
         file = self.folder / "FaissHnsw.index"

@@ -31,9 +31,10 @@ Embed = Callable[[Sequence[str]], Embedded]
 
 @dataclass(frozen=True)
 class MigrationInfo:
-    """serving, other: fingerprints. phase: "embedding" while rows are left to do, "ready" when
-    none are, "cut_over" when the new encoder serves. documents: in the collection; embedded: of
-    these, by `other` too. failed: id -> why `other` cannot embed it. index_state: of `other`."""
+    """serving, other: fingerprints. phase: "embedding" while rows are left to do, "ready" when none are,
+    or no more than a cut-over embeds while writers wait, "cut_over" when the new encoder serves.
+    documents: in the collection; embedded: of these, by `other` too. failed: id -> why `other` cannot
+    embed it. index_state: of `other`."""
 
     collection: str
     phase: Phase

@@ -29,6 +29,9 @@ from service.store.steps import reached
 
 HELD_ROWS = 256
 """Writers wait while at most so many rows are embedded: one or two seconds on two cores."""
+READY_SHARE = 0.1
+"""And of few rows this share is left at most when the other side is called ready: what is said of how the
+two differ is said of what both have."""
 
 
 class Pair:
@@ -47,8 +50,10 @@ class Pair:
     def info(self) -> MigrationInfo:
         serving, other = self.serving.info(), self.other.info()
         documents = serving.count
-        left = len(self._missing()) + len(self.failed())
-        phase: Phase = "embedding" if left else "ready"
+        failed = self.failed()
+        left = len(self._missing()) + len(failed)
+        ready = not failed and left <= min(HELD_ROWS, READY_SHARE * documents)
+        phase: Phase = "ready" if ready else "embedding"
         return MigrationInfo(
             collection=serving.name,
             phase="cut_over" if self.serving is self.newer else phase,
@@ -56,7 +61,7 @@ class Pair:
             other=other.fingerprint,
             documents=documents,
             embedded=max(documents - left, 0),
-            failed=self.failed(),
+            failed=failed,
             index_state=other.index_state,
         )
 

@@ -119,6 +119,24 @@ def test_there_and_back_loses_nothing(tmp_path, texts):
     assert len(list(tmp_path.glob("*a.*"))) == 1
 
 
+def test_ready_is_said_while_writes_go_on(tmp_path):
+    """As soon as a cut-over does what is left, and not where it is much of what there is, or fails."""
+    store = filled(tmp_path, "a")
+    migrations = store.migrations
+    migrations.begin("a", NEW_DIM, NEW)
+    follow(store)
+    for few in ("x1", "x2", "x3", "x4", "x5"):
+        write(store, {few: few})
+        assert migrations.describe("a").phase == "ready"
+    write(store, {f"y{i}": "more" for i in range(5)})
+    found = migrations.describe("a")
+    assert (found.phase, found.documents - found.embedded) == ("embedding", 10)
+    migrations.cut_over("a", by_new)
+    texts = {f"d{i}": f"text {i} of a" for i in range(60)}
+    texts |= {f"x{i}": f"x{i}" for i in range(1, 6)} | {f"y{i}": "more" for i in range(5)}
+    check(store, texts, new_vector, NEW)
+
+
 def test_what_is_embedded_stays_and_nothing_is_embedded_twice(tmp_path):
     """Ended after every batch, as a restart would."""
     filled(tmp_path, "a").close()
