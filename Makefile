@@ -9,12 +9,16 @@ ifdef PORT
 export MEXMA_PORT := $(PORT)
 endif
 
-.PHONY: help serve dev test lint fuzz sanitize bench docs browser compiler tools sbom audit image clean
+# An installation without a compiler goes on without the engine. Where there is one now, it is made up for.
+engine: $(VENV)/.serve
+	@ls mexma/native/_engine*.so >/dev/null 2>&1 || ! command -v g++ >/dev/null || $(PIP) install -q --no-deps -c constraints.txt -e .
+
+.PHONY: help engine serve dev test lint fuzz sanitize bench docs browser compiler tools sbom audit image clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
-serve: $(VENV)/.serve ## install what serving needs, once, and serve the default model
+serve: $(VENV)/.serve engine ## install what serving needs, once, and serve the default model
 	@exec $(BIN)/mexma-serve
 
 test: compiler lint browser tools ## install what tests need, once; lint, types, floors, docs and all tests

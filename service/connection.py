@@ -254,8 +254,10 @@ class Connection(OneWriteProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._stay(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            why = error.__context__ if isinstance(error.__context__, _Unclear) else error
-            self._end(400, f"this is no HTTP/1.1 request: {why}", "no_request")
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._end(*TOO_LONG)
+            else:
+                self._end(400, f"this is no HTTP/1.1 request: {_why(error)}", "no_request")
         finally:
             self._holding = False
             self._begin()
@@ -427,6 +429,16 @@ class Connection(OneWriteProtocol):
             self.transport.write(PROCESSING)
             asked = True
         self.loop.call_later(ASK_EVERY_S, self._ask, connected, asked)
+
+
+def _why(error: httptools.HttpParserError) -> str:
+    """What is wrong with a request, where the parser's own words say it to nobody but its authors."""
+    if isinstance(error, httptools.HttpParserCallbackError):
+        if isinstance(error.__context__, _Unclear):
+            return str(error.__context__)
+        return "its address is not a path on this service"
+    words = str(error)
+    return "this is HTTP/2, which is not spoken here" if "PRI/Upgrade" in words else words
 
 
 def _is_small(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -19,10 +19,12 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from mexma import errors
-from service.routes.names import UNMATCHED, name_of
+from service.routes.names import UNMATCHED, methods_of, name_of
 
 log = logging.getLogger(__name__)
 COLLECTIONS = re.compile(r"(/v1)?/collections(/|$)")
+SHOWN_PATH = 200
+"""Characters of a path that an error repeats."""
 TEI_PATHS = ("/embed", "/embed_all", "/similarity", "/tokenize", "/", "/info", "/health")
 
 
@@ -223,12 +225,24 @@ def _shown(found: Any) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "…"
 
 
-def _methods(request: Request) -> str:
-    """What is answered at the path of a request, for whose method there is no route."""
-    route = request.scope.get("route")
-    described = request.app.openapi()["paths"].get(getattr(route, "path_format", None), ())
-    methods = {m.upper() for m in described} or set(getattr(route, "methods", None) or ())
-    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+def no_route(method: str, path: str) -> Response:
+    """The answer to what no route is for: 405 and the methods that are answered there, or 404."""
+    methods = methods_of(path)
+    status, words = (405, "method not allowed") if methods else (404, "not found")
+    shown = path if len(path) <= SHOWN_PATH else f"{path[:SHOWN_PATH]}…"
+    message = f"{method} {shown}: {words}; /docs lists the routes"
+    # A client's base URL with `/v1` where it adds that itself, or without where it does not.
+    meant = (f"/v1{path}", path.removeprefix("/v1"))
+    if there := [p for p in meant if p != path and name_of(p) != UNMATCHED]:
+        message += f", {there[0]} among them"
+    allow = methods | {"HEAD"} if "GET" in methods else methods
+    return error_response(
+        path,
+        status,
+        message,
+        kind="invalid_request_error" if methods else "not_found_error",
+        headers={"allow": ", ".join(sorted(allow))} if methods else None,
+    )
 
 
 def install(app: FastAPI) -> None:
@@ -252,29 +266,23 @@ def install(app: FastAPI) -> None:
         )
 
     async def http_error(request: Request, error: HTTPException) -> Response:
-        message, code = error.detail, None
-        if error.status_code in (404, 405) and message in ("Not Found", "Method Not Allowed"):
-            path = request.url.path
-            message = f"{request.method} {path}: {message.lower()}; /docs lists the routes"
-            # A client's base URL with `/v1` where it adds that itself, or without where it does not.
-            meant = (f"/v1{path}", path.removeprefix("/v1"))
-            if there := [p for p in meant if p != path and name_of(p) != UNMATCHED]:
-                message += f", {there[0]} among them"
-            if error.status_code == 404 and not app.state.collections and COLLECTIONS.match(path):
-                message, code = (
-                    "collections are turned off here (MEXMA_COLLECTIONS)",
-                    "collections_off",
-                )
-        headers = dict(error.headers or {})
-        if error.status_code == 405:  # the framework names the methods of one route of several
-            headers = {"allow": _methods(request)}
+        path = request.url.path
+        if error.status_code == 404 and not app.state.collections and COLLECTIONS.match(path):
+            return error_response(
+                path,
+                404,
+                "collections are turned off here (MEXMA_COLLECTIONS)",
+                kind="not_found_error",
+                code="collections_off",
+            )
+        if (error.status_code, error.detail) in ((404, "Not Found"), (405, "Method Not Allowed")):
+            return no_route(request.method, path)
         return error_response(
-            request.url.path,
+            path,
             error.status_code,
-            message,
+            error.detail,
             kind="not_found_error" if error.status_code == 404 else "invalid_request_error",
-            code=code,
-            headers=headers,
+            headers=dict(error.headers or {}),
         )
 
     # Starlette types handlers by the base class; each is registered for what it takes.

@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 
 # Of our answers, what a page of another origin may read; browsers hide all others from it.
 EXPOSED = (
-    "x-request-id", "x-encoder-fingerprint", "x-truncation", "x-truncated-items", "retry-after",
+    "x-request-id", "x-encoder-fingerprint", "x-truncation", "x-truncated-items",
+    "x-item-errors", "x-failed-items", "retry-after",
     "retry-after-ms", "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "server-timing",
     "www-authenticate", "allow", "accept-encoding",
 )  # fmt: skip

@@ -99,9 +99,10 @@ class Settings(BaseSettings):
     )
     engine: Engine = Field(
         "auto",
-        description="What computes on a CPU. auto takes this project's own amx (bf16, for compact "
-        "artifacts) or avx512 (fp32) where the processor has it, and ONNX Runtime elsewhere; "
-        "avx512_bf16, avx2 and portable must be named. `/v1/models` and the log say which, and why. "
+        description="What computes on a CPU. auto takes the first of this project's own that the "
+        "processor has: amx and avx512_bf16 (bf16, for compact artifacts; the latter where the processor "
+        "multiplies bf16 faster than fp32), avx512 and avx2 (fp32); and ONNX Runtime elsewhere. portable "
+        "must be named. `/v1/models` and the log say which, and why. "
         "Naming one insists on it: a machine that cannot run it is refused at start.",
     )
     threads: int = Field(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,6 +108,33 @@ def truncations(embedded: Receipt) -> dict[int, dict[str, Any]]:
     }
 
 
+def error_of(error: Exception) -> dict[str, str]:
+    """Of an item among others that are answered."""
+    return {"message": str(error), "code": snake(type(error).__name__)}
+
+
+def error_headers(embedded: Embedded) -> dict[str, str]:
+    """What is wrong with which items, for answers whose body has no place for it: the first ten, since
+    each names its reason, and how many there are."""
+    if not embedded.errors:
+        return {}
+    first = sorted(embedded.errors.items())[:10]
+    return {
+        # Names of languages and texts are none of a header's letters: as JSON's escapes they are.
+        "x-item-errors": json.dumps([{"index": i, **error_of(error)} for i, error in first]),
+        "x-failed-items": str(len(embedded.errors)),
+    }
+
+
+def without_failed(embedded: Embedded, vectors: NDArray[Any]) -> NDArray[Any]:
+    """A matrix `[n, dim]` for answers whose body has no place for errors: rows of floats that are none are
+    NaN, which no index takes for a vector; rows of integers are zeros."""
+    if embedded.errors and vectors.dtype == np.float32:
+        vectors = vectors.copy()
+        vectors[list(embedded.errors)] = np.nan
+    return vectors
+
+
 def truncation_headers(embedded: Receipt) -> dict[str, str]:
     """The receipts as headers, for answers whose body has no place for them.
 
@@ -195,7 +223,7 @@ def openai_body(
         item: dict[str, Any] = {"object": "embedding", "index": i}
         if error := embedded.errors.get(i):
             item["embedding"] = None
-            item["error"] = {"message": str(error), "code": snake(type(error).__name__)}
+            item["error"] = error_of(error)
         else:
             item["embedding"] = to_base64(vector) if encoding_format == "base64" else vector
             if by is not None:

@@ -33,8 +33,11 @@ try:
     from mexma.native import _engine
 except ImportError as error:
     _engine = None
+    # Python calls a module that is not there a circular import; one that cannot be loaded has a reason.
+    _why = "" if "circular import" in str(error) else f" ({error})"
     NOT_BUILT = (
-        f"the native engine was not built ({error}); with a C++ compiler at hand, install again"
+        f"the native engine was not built{_why}; install a C++ compiler (g++ 11 or newer) and say "
+        "`make serve` or `pip install -e .` again"
     )
 else:
     NOT_BUILT = ""

@@ -22,6 +22,7 @@ from service.vectors import (
     NPY,
     as_dtype,
     check_dtype,
+    error_headers,
     json_response,
     npy_response,
     openai_body,
@@ -29,6 +30,7 @@ from service.vectors import (
     timing_headers,
     truncation_headers,
     wants_npy,
+    without_failed,
 )
 
 
@@ -87,7 +89,8 @@ async def answer(
     vectors = as_dtype(shorten(embedded.vectors, body.dimensions), body.output_dtype)
     headers = timing_headers(embedded, encoder.fingerprint)
     if npy:
-        return npy_response(vectors, headers | truncation_headers(embedded))
+        headers |= truncation_headers(embedded) | error_headers(embedded)
+        return npy_response(without_failed(embedded, vectors), headers)
     return json_response(
         openai_body(embedded, vectors, body.encoding_format, encoder.manifest.name), headers
     )

@@ -10,29 +10,52 @@ from __future__ import annotations
 import re
 
 UNMATCHED = "unmatched"
-FIXED = frozenset({
-    "/v1/embeddings", "/v1/align", "/v1/mine", "/v1/models", "/v1/models/reload",
-    "/v1/models/rollback", "/v1/collections", "/embed", "/embed_all", "/similarity", "/tokenize",
-    "/info", "/health", "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json", "/",
-})  # fmt: skip
 COLLECTION = "/v1/collections/{name}"
-# A parameter ends at the next slash, `:path` and `:anything` take the rest.
-FILLED = (
-    "/v1/models/{model:path}",
-    COLLECTION,
-    f"{COLLECTION}/documents",
-    f"{COLLECTION}/documents/count",
-    f"{COLLECTION}/documents/scroll",
-    f"{COLLECTION}/documents/{{document_id:anything}}",
-    f"{COLLECTION}/search",
-    f"{COLLECTION}/snapshots",
-    f"{COLLECTION}/snapshots/{{snapshot_id}}/restore",
-    f"{COLLECTION}/snapshots/{{snapshot_id}}",
-    f"{COLLECTION}/migration",
-    f"{COLLECTION}/migration/cut-over",
-    f"{COLLECTION}/migration/rollback",
-    f"{COLLECTION}/migration/retire",
+DOCUMENTS, SNAPSHOTS, MIGRATION = (
+    f"{COLLECTION}/{part}" for part in ("documents", "snapshots", "migration")
 )
+# A parameter ends at the next slash, `:path` and `:anything` take the rest. The first that fits is meant.
+METHODS = {
+    path: frozenset(methods.split())
+    for path, methods in {
+        "/": "GET POST",
+        "/docs": "GET",
+        "/openapi.json": "GET",
+        "/metrics": "GET",
+        "/info": "GET",
+        "/health": "GET",
+        "/health/live": "GET",
+        "/health/ready": "GET",
+        "/embed": "POST",
+        "/embed_all": "POST",
+        "/similarity": "POST",
+        "/tokenize": "POST",
+        "/v1/embeddings": "POST",
+        "/v1/align": "POST",
+        "/v1/mine": "POST",
+        "/v1/models": "GET",
+        "/v1/models/reload": "GET POST",
+        "/v1/models/rollback": "POST",
+        "/v1/models/{model:path}": "GET",
+        "/v1/collections": "GET",
+        COLLECTION: "GET PUT DELETE",
+        DOCUMENTS: "POST DELETE",
+        f"{DOCUMENTS}/count": "POST",
+        f"{DOCUMENTS}/scroll": "POST",
+        f"{DOCUMENTS}/{{document_id:anything}}": "GET DELETE",
+        f"{COLLECTION}/search": "POST",
+        SNAPSHOTS: "GET POST",
+        f"{SNAPSHOTS}/{{snapshot_id}}/restore": "POST",
+        f"{SNAPSHOTS}/{{snapshot_id}}": "DELETE",
+        MIGRATION: "GET POST DELETE",
+        f"{MIGRATION}/cut-over": "POST",
+        f"{MIGRATION}/rollback": "POST",
+        f"{MIGRATION}/retire": "POST",
+    }.items()
+}
+"""What is answered at a route's path, HEAD where GET is."""
+FIXED = frozenset(path for path in METHODS if "{" not in path)
+FILLED = tuple(path for path in METHODS if "{" in path)
 
 
 def _pattern(declared: str) -> re.Pattern[str]:
@@ -48,3 +71,8 @@ def name_of(path: str) -> str:
     if path in FIXED:
         return path
     return next((declared for p, declared in PATTERNS if p.fullmatch(path)), UNMATCHED)
+
+
+def methods_of(path: str) -> frozenset[str]:
+    """What a request for `path` may ask; none where there is no route."""
+    return METHODS.get(name_of(path), frozenset())

@@ -13,6 +13,7 @@ from typing import Literal
 
 from starlette.types import Scope
 
+from service.routes.names import methods_of
 from service.security.keys import Key, KeyFile, Role
 from service.security.quotas import Bucket, Quotas
 from service.settings import Settings
@@ -35,7 +36,7 @@ RULES: tuple[tuple[str, str, Role | None], ...] = (
 )
 TABLE = tuple((methods.split(), re.compile(path, re.DOTALL), role) for methods, path, role in RULES)
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-Reason = Literal["no_key", "unknown_key", "role", "cross_origin"]
+Reason = Literal["no_key", "unknown_key", "role", "cross_origin", "no_route"]
 
 
 def role_for(method: str, path: str) -> Role | None:
@@ -59,6 +60,9 @@ class Refusal:
         # The rest of the request is not read.
         headers = {"connection": "close"}
         return headers | {"www-authenticate": "Bearer"} if self.status == 401 else headers
+
+
+NO_ROUTE = Refusal(404, "no_route", "there is nothing here that a key could allow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +105,8 @@ class Guard:
         if key is None:
             return Refusal(401, "unknown_key", "the API key is unknown, revoked or expired")
         if not key.allows(role):
-            return Refusal(
-                403, "role", f"this needs a key of role {role}, yours is of role {key.role}"
-            )
+            needed = f"this needs a key of role {role}, yours is of role {key.role}"
+            return Refusal(403, "role", needed) if method in methods_of(path) else NO_ROUTE
         return Admitted(role, key, self._quotas.of(key.name, key.tokens_per_minute))
 
     def _is_foreign(self, headers: Mapping[bytes, bytes]) -> bool:

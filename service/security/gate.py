@@ -11,9 +11,9 @@ from fastapi.responses import Response
 from starlette.types import Scope
 
 from mexma.errors import AuditError
-from service.http_errors import error_response, for_exception
+from service.http_errors import error_response, for_exception, no_route
 from service.metrics import Metrics
-from service.routes.names import UNMATCHED, name_of
+from service.routes.names import methods_of
 from service.security.access import Admitted, Guard, Refusal
 from service.security.audit import Act, Audit
 from service.security.audit import current as current_act
@@ -43,7 +43,7 @@ class Gate:
             return self._refuse(scope, found)
         current_quota.set(found.quota)
         # Where there is no route nothing is done, whatever it would need.
-        if found.role != "admin" or name_of(scope["path"]) == UNMATCHED:
+        if found.role != "admin" or scope["method"] not in methods_of(scope["path"]):
             return None
         act: Act = {
             "request_id": request_id,
@@ -69,6 +69,8 @@ class Gate:
         return None if isinstance(found, Refusal) or found.role == "admin" else found
 
     def _refuse(self, scope: Scope, found: Refusal) -> Response:
+        if found.reason == "no_route":  # which is no refusal: no key would change it
+            return no_route(scope["method"], scope["path"])
         self._metrics.refusal(reason=found.reason)
         return error_response(
             scope["path"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 
 import numpy as np
 import pytest
@@ -156,6 +157,27 @@ def test_a_body_without_a_place_for_receipts_has_them_in_headers(client):
     response = client.post("/v1/embeddings", json={"input": "x" * 100}, headers=headers)
     assert response.headers["x-truncated-items"] == "1"
     assert '"cut_at":62' in response.headers["x-truncation"]
+
+
+@pytest.mark.parametrize("dtype", ["float", "int8"])
+def test_a_matrix_with_bad_items_says_which(client, dtype):
+    """A row that is none cannot be taken for a vector, and the reason is in a header."""
+    asked = {"input": ["fine", "", "fine"], "partial": True, "output_dtype": dtype}
+    response = client.post(
+        "/v1/embeddings", json=asked, headers={"accept": "application/x-npy"}
+    ).raise_for_status()
+    matrix = np.load(io.BytesIO(response.content), allow_pickle=False)
+    assert np.isnan(matrix[1]).all() if dtype == "float" else not matrix[1].any()
+    assert (matrix[0] == matrix[2]).all() and matrix[0].any()
+    assert response.headers["x-failed-items"] == "1"
+    [error] = json.loads(response.headers["x-item-errors"])
+    body = client.post("/v1/embeddings", json=asked).json()
+    assert error == {"index": 1, **body["data"][1]["error"]}
+    many = asked | {"input": [""] * 30 + ["fine"]}
+    headers = client.post(
+        "/v1/embeddings", json=many, headers={"accept": "application/x-npy"}
+    ).headers
+    assert (headers["x-failed-items"], len(json.loads(headers["x-item-errors"]))) == ("30", 10)
 
 
 def test_a_failing_engine_is_reported_and_the_next_request_served(make_client):

@@ -293,9 +293,12 @@ def split(answer: bytes) -> tuple[int, dict[str, str], dict]:
         (b"GET / HTTP/1.1\r\nx-request-id: mine\r\nhost: x\r\nhost: y\r\n\r\n", 400, "no_request"),
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, "no_request"),
         (b"GET / HTTP/1.1\r\nx: " + b"x" * (2 * MAX_HEAD_BYTES), 431, "head_too_large"),
+        (b"GET /?" + b"x" * 66_000 + b" HTTP/1.1\r\n\r\n", 431, "head_too_large"),
+        (b"CONNECT example.org:443 HTTP/1.1\r\n\r\n", 400, "no_request"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "no_request"),
         (b"GET / HTTP/1.1\r\nx: ", 408, "head_timeout"),
     ],
-    ids=["name", "hosts", "tls", "long", "slow"],
+    ids=["name", "hosts", "tls", "long", "query", "connect", "http2", "slow"],
 )
 def test_what_is_no_request_is_answered_as_one_is(server, sent, status, code):
     """As JSON, with an id to ask for, and counted."""
@@ -307,7 +310,9 @@ def test_what_is_no_request_is_answered_as_one_is(server, sent, status, code):
         client.sendall(sent[20:])
         found, headers, body = split(all_of(client))
     assert (found, body["error"]["code"]) == (status, code)
-    assert body["error"]["type"] == "invalid_request_error" and body["error"]["message"]
+    assert body["error"]["type"] == "invalid_request_error"
+    said = body["error"]["message"]
+    assert said and "callback" not in said and "Pause" not in said
     if b"mine" in sent:
         assert headers["x-request-id"] == "mine"
     else:

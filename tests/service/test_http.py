@@ -503,7 +503,7 @@ def test_what_is_counted_by_known_labels_begins_at_zero():
 def reasons_of_refusals() -> set[str]:
     found = {"audit", "quota"}  # counted where they are found
     source = inspect.getsource(access)
-    found |= set(re.findall(r'Refusal\(\s*40\d,\s*"(\w+)"', source))
+    found |= set(re.findall(r'Refusal\(\s*40[13],\s*"(\w+)"', source))
     assert len(found) == 6
     return found
 

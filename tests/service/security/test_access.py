@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import logging
 import re
 from pathlib import Path
 
 import pytest
 
-from service.routes.names import FILLED, FIXED, UNMATCHED, name_of
+from service.routes.names import FILLED, FIXED, UNMATCHED, methods_of, name_of
 from service.security import access
 from service.security.access import RULES, role_for
 from service.security.keys import ROLES
@@ -133,6 +134,36 @@ def test_the_api_s_own_documentation_asks_for_the_key(guarded):
         assert ({"401", "403"} <= set(answers)) == (role is not None), path
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", "/v1/embeddings", 405, "POST"),
+        ("HEAD", "/v1/embeddings", 405, "POST"),
+        ("PATCH", "/v1/collections/c", 405, "DELETE, GET, HEAD, PUT"),
+        ("OPTIONS", "/v1/models/reload", 405, "GET, HEAD, POST"),
+        ("POST", "/v1/nope", 404, None),
+        ("DELETE", "/embeddings", 404, None),
+    ],
+)
+def test_a_mistaken_request_is_told_so_and_not_to_be_an_administrator(
+    guarded, caplog, method, path, status, allow
+):
+    """The same whatever the key is, and on record as nobody's act."""
+    with caplog.at_level(logging.INFO):
+        answers = [guarded.ask(method, path, role) for role in ("read", "write", "admin")]
+    assert {a.status_code for a in answers} == {status}
+    assert {a.headers.get("allow") for a in answers} == {allow}
+    if method != "HEAD":
+        assert len({a.json()["error"]["message"] for a in answers}) == 1
+    assert guarded.ask(method, path).status_code == 401
+    assert [r for r in caplog.records if r.name == "mexma.audit"] == []
+
+
+def test_a_long_path_is_not_repeated_whole(guarded):
+    answer = guarded.ask("GET", "/" + "x" * 20_000, "read")
+    assert answer.status_code == 404 and len(answer.content) < 500
+
+
 # Names in metrics and logs
 
 
@@ -152,6 +183,8 @@ def test_every_route_has_its_name_also_for_who_is_refused(guarded):
     assert 'route="unmatched"' not in shown
     declared = {bare(name) for name in (*FIXED, *FILLED)}
     assert declared - set(paths) == {"/", "/docs", "/openapi.json"}
+    for path, methods in paths.items():
+        assert methods_of(filled(path)) == {method.upper() for method in methods}, path
 
 
 def bare(name: str) -> str:
