@@ -11,14 +11,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.measure import DIRECTIONS, METRICS, Options
-from evaluation.pairs import Pairs, read_pairs
-from evaluation.report import Report, circumstances, describe_file
-from evaluation.subject import Subject, VectorTable, open_subject
 from mexma.arguments import at_least
 from mexma.artifact import POOLINGS
 from mexma.errors import InputError, MexmaError
+from mexma.installation import needing
 from mexma.session import PROVIDERS
+
+with needing("evaluate"):
+    from evaluation.measure import DIRECTIONS, METRICS, Options
+    from evaluation.pairs import Pairs, read_pairs
+    from evaluation.report import Report, circumstances, describe_file
+    from evaluation.subject import Subject, VectorTable, open_subject
 
 JSON_FILE, MARKDOWN_FILE = "evaluation.json", "evaluation.md"
 

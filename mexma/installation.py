@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 
 from mexma.errors import ConflictingPackages, InstallationError
@@ -20,6 +22,26 @@ TWINS = {
     ),
     "faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs"),
 }
+
+
+OWN = ("mexma", "training", "model_export", "evaluation", "service")
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Around what a command imports that serving does without. Where such a package is missing it ends with
+    one sentence, and the status 1."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package in OWN:
+            raise
+        command = sys.argv[0].rpartition("/")[2]
+        sys.exit(
+            f"{command}: needs {package}, which serving does without; install it by `make dev`, "
+            f"or with this project's extra {extra}"
+        )
 
 
 def _version(distribution: str) -> str | None:

@@ -12,9 +12,12 @@ from pathlib import Path
 from mexma.arguments import at_least
 from mexma.artifact import POOLINGS, PRECISIONS, check_replaceable, no_model_name
 from mexma.errors import ArtifactError, MexmaError
-from model_export.export import Exported, export
-from model_export.parity import SENTENCES_PER_LANGUAGE
-from training.checkpoint import load_checkpoint
+from mexma.installation import needing
+
+with needing("export"):
+    from model_export.export import Exported, export
+    from model_export.parity import SENTENCES_PER_LANGUAGE
+    from training.checkpoint import load_checkpoint
 
 PRECISION_HELP = (
     "fp32: the original's vectors; fp16: half the size, for GPUs; int8: fastest on CPUs with "

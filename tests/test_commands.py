@@ -1,9 +1,13 @@
-"""Ctrl-C in a command: one sentence that says how to go on, and the status of a stopped program.
+"""Commands that cannot go on: one sentence, and a status.
 
 What `mexma-train` does is in `tests/training/test_stopping.py`.
 """
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +30,27 @@ def test_ctrl_c_is_one_sentence(monkeypatch, capsys, module, slow, arguments, sa
     assert module.main(arguments) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("package", "lacks", "extra"),
+    [
+        ("training", "torch", "train"),
+        ("model_export", "torch", "export"),
+        ("evaluation", "sklearn", "evaluate"),
+    ],
+)
+def test_where_only_serving_is_installed(package, lacks, extra):
+    """As an interpreter sees it that has not the package."""
+    hidden = (
+        f"import sys, runpy; sys.modules[{lacks!r}] = None; sys.argv = ['/bin/mexma-x', '--help']; "
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", hidden + f"runpy.run_module({package!r}, run_name='__main__')"],
+        check=False, cwd=Path(__file__).parents[1], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == (
+        f"mexma-x: needs {lacks}, which serving does without; install it by `make dev`, "
+        f"or with this project's extra {extra}\n"
+    )

@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mexma.installation import needing
 from training.stopping import Stop
 
-with Stop().heeded():  # torch takes seconds to import, in which Ctrl-C was a traceback
+with (
+    needing("train"),
+    Stop().heeded(),
+):  # torch takes seconds to import, in which Ctrl-C was a traceback
     from mexma.errors import CheckpointError, MexmaError
     from training.errors import DataError, RecipeError, RunStateError, Stopped
     from training.loop import train
