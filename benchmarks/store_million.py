@@ -70,11 +70,13 @@ def main() -> None:
     rows = len(np.load(arguments.work / "vectors.npy", mmap_mode="r"))
     workers = {name: Worker(name, arguments.work) for name in arguments.engines}
     lines = [f"# The store and its peers over {rows} documents\n", circumstances(*PACKAGES), ""]
-    for part in (_searched, _written, _disturbed):
-        lines += part(workers, queries, truth)
-        result_file("store_million").write_text("\n".join(lines) + "\n")
-    for worker in workers.values():
-        worker.stop()
+    try:
+        for part in (_searched, _written, _disturbed):
+            lines += part(workers, queries, truth)
+            result_file("store_million").write_text("\n".join(lines) + "\n")
+    finally:
+        for worker in workers.values():
+            worker.stop()
     print("\n".join(lines))
 
 
