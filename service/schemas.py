@@ -187,8 +187,8 @@ class EmbeddingRequest(Body):
     partial: bool = Field(
         False,
         description="Answer the good items when others are bad: a bad item has an `error` in "
-        "place of its embedding (in a .npy file a row of NaN, and the headers `x-item-errors` and "
-        "`x-failed-items`). Otherwise one bad item fails the request.",
+        "place of its embedding (in a .npy file a row of NaN, of whole numbers zeros, and the headers "
+        "`x-item-errors` and `x-failed-items`). Otherwise one bad item fails the request.",
     )
 
 

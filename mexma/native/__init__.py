@@ -5,7 +5,7 @@ compiler. Each kernel is for one instruction set; which of them can run is asked
 processor at run time:
 
     amx          products and attention in bf16 on tiles (Xeons from Sapphire Rapids on)
-    avx512_bf16  products in bf16, attention in fp32
+    avx512_bf16  products in bf16, those of attention too
     avx512, avx2, portable    fp32
 
 Some processors multiply pairs of bf16 no faster than fp32 (Xeons), others twice as fast (Zen 5). It is
@@ -21,6 +21,7 @@ Refuses to know: files, graphs, text.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -33,8 +34,8 @@ try:
     from mexma.native import _engine
 except ImportError as error:
     _engine = None
-    # Python calls a module that is not there a circular import; one that cannot be loaded has a reason.
-    _why = "" if "circular import" in str(error) else f" ({error})"
+    # Of a module that is not there Python says that it may be a circular import.
+    _why = f" ({error})" if find_spec("mexma.native._engine") else ""
     NOT_BUILT = (
         f"the native engine was not built{_why}; install a C++ compiler (g++ 11 or newer) and say "
         "`make serve` or `pip install -e .` again"

@@ -36,24 +36,23 @@ static inline V gelu_exact(V x) {
   return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
-// Attention of one head in fp32, whatever the elements are: scores row by row, 4 rows at a time.
+// Attention of one head: scores row by row, 4 rows at a time.
 template <class A>
 struct RowAttention {
-  using Element = typename A::Element;
 
   static size_t bytes(int blocks, int length) {
     const size_t keys = (size_t(length) + 15) / 16 * 16;
     return (keys * 32 * blocks * 2 + 4 * keys + 4 * 32 * blocks) * 4;
   }
 
-  static void run(const Model& m, const Element* wide, Element* mixed, int stride, int start, int length, int head,
+  static void run(const Model& m, const float* wide, float* mixed, int stride, int start, int length, int head,
                   char* scratch) {
     const int d = m.head_blocks, width = 32 * d, keys = (length + 15) / 16 * 16;
     const size_t step = size_t(stride) * BLOCK;
-    const Element* query = wide + size_t(head) * d * step + size_t(start) * BLOCK;
-    const Element* key = query + size_t(m.heads) * d * step;
-    const Element* value = key + size_t(m.heads) * d * step;
-    Element* out = mixed + size_t(head) * d * step + size_t(start) * BLOCK;
+    const float* query = wide + size_t(head) * d * step + size_t(start) * BLOCK;
+    const float* key = query + size_t(m.heads) * d * step;
+    const float* value = key + size_t(m.heads) * d * step;
+    float* out = mixed + size_t(head) * d * step + size_t(start) * BLOCK;
     auto* columns = reinterpret_cast<float*>(scratch);  // keys, [width, keys]
     float* values = columns + size_t(width) * keys;     // [keys, width]
     float* scores = values + size_t(width) * keys;      // [4, keys]
@@ -62,9 +61,9 @@ struct RowAttention {
       for (int b = 0; b < d; b++)
         for (int c = 0; c < 32; c += LANES) {
           float lanes[LANES];
-          store(lanes, A::widen(key + b * step + t * BLOCK + c));
+          store(lanes, load(key + b * step + t * BLOCK + c));
           for (int i = 0; i < LANES; i++) columns[size_t(32 * b + c + i) * keys + t] = lanes[i];
-          store(values + size_t(t) * width + 32 * b + c, A::widen(value + b * step + t * BLOCK + c));
+          store(values + size_t(t) * width + 32 * b + c, load(value + b * step + t * BLOCK + c));
         }
     for (int c = 0; c < width; c++)
       for (int t = length; t < keys; t++) columns[size_t(c) * keys + t] = 0;
@@ -73,7 +72,7 @@ struct RowAttention {
       for (int r = 0; r < 4; r++)
         for (int b = 0; b < d; b++)
           for (int c = 0; c < 32; c += LANES)
-            store(queries + r * width + 32 * b + c, r < rows ? A::widen(query + b * step + (first + r) * BLOCK + c) : V{});
+            store(queries + r * width + 32 * b + c, r < rows ? load(query + b * step + (first + r) * BLOCK + c) : V{});
       for (int j = 0; j < keys; j += 16) {
         V s[4][16 / LANES] = {};
         for (int c = 0; c < width; c++)
@@ -122,7 +121,6 @@ struct Plain {
   static constexpr int ROWS = ROWS_;
   using Element = float;
 
-  static inline V widen(const float* p) { return load(p); }
   static inline void store(float* p, const V (&parts)[PARTS]) {
     for (int i = 0; i < PARTS; i++) *reinterpret_cast<V*>(p + i * LANES) = parts[i];
   }
