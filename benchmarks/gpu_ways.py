@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mexma.artifact import PACKED, Artifact, open_artifact, replace_directory
+from mexma.artifact import PACKED, is_artifact, open_artifact, replace_directory
 from mexma.errors import MexmaError
 from mexma.onnx_runtime import OnnxRuntime
 from mexma.session import Session
 from mexma.text import TokenBatch
+from mexma.weights import Norm, read_weights
 from model_export.export import export, write_unproved
 from model_export.packed import PackedOnCpu
 from model_export.progress import Say
@@ -29,7 +29,6 @@ from training.packing import Packed, sentence_vectors, token_states
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 HALF = torch.float16 if CUDA else torch.float32
-REPLAYED_TOKENS = 32
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -38,15 +37,14 @@ Run = Callable[[list[Ids]], Vectors]
 
 @dataclass
 class Way:
-    """A way to embed. run: None where it is not there, for the reason given. single_only: takes one
-    sentence at a time. looked_into: also with larger batches, and kernel by kernel. first_s: seconds of
+    """A way to embed. run: None where it is not there, for the reason given.
+    looked_into: also with larger batches, and kernel by kernel. first_s: seconds of
     the first pass over the batches; seconds: of later ones; overlapped: with `AT_ONCE` batches under way.
     new_ms, again_ms: one sentence of a length that was not seen before, and of the same one again."""
 
     name: str
     run: Run | None
     reason: str = ""
-    single_only: bool = False
     looked_into: bool = True
     cosine: float = float("nan")
     first_s: float = float("nan")
@@ -82,11 +80,14 @@ def packed(encoder: Encoder) -> Run:
 
 
 def our_sessions(checkpoint: Checkpoint, folder: Path, say: Say, *, proved: bool) -> list[Way]:
-    """What the service runs on CUDA, and its padded twin; on a CPU what stands for both there."""
+    """What the service runs on CUDA, and ONNX Runtime with the same artifact's graphs; on a CPU what stands for
+    them there. An artifact that lies in `folder` already is taken as it is."""
     out = folder / "artifact"
     checkpoint.encoder.cpu()
     try:
-        if proved:
+        if is_artifact(out):
+            say("an artifact is there")
+        elif proved:
             export(checkpoint, out, precision="fp16", sentences_per_language=1)
         else:
             with replace_directory(out) as directory:
@@ -101,60 +102,64 @@ def our_sessions(checkpoint: Checkpoint, folder: Path, say: Say, *, proved: bool
     padded_only = {name: record for name, record in manifest.files.items() if name != PACKED}
     unpacked = replace(artifact, manifest=replace(manifest, files=padded_only))
 
-    def way(name: str, load: Callable[[], Session | OnnxRuntime], *, deeper: bool = True) -> Way:
+    def way(name: str, load: Callable[[], Session | OnnxRuntime]) -> Way:
         try:
             session = load()
         except MexmaError as error:
             return Way(name, None, str(error))
         run = session.run
-        return Way(name, lambda s: run(TokenBatch.pad(s, manifest.pad_id)), looked_into=deeper)
+        return Way(name, lambda s: run(TokenBatch.pad(s, manifest.pad_id)))
 
+    on_cuda = partial(Session, device="cuda")
     ways = [
-        way("this project's session, packed", partial(Session, artifact, device="cuda")),
-        way("its padded graph", partial(Session, unpacked, device="cuda" if CUDA else "cpu")),
+        way("this project's session", partial(on_cuda, artifact, engine="cuda")),
+        way("ONNX Runtime, packed graph", partial(on_cuda, artifact, engine="onnxruntime")),
     ]
     if CUDA:
-        ways.append(replayed(artifact, checkpoint.encoder.config))
+        load = partial(on_cuda, unpacked, engine="onnxruntime")
+        ways.append(way("ONNX Runtime, padded graph", load))
     else:
-        packed_there = partial(PackedOnCpu, out, manifest, threads=1)
-        ways.append(way("its packed graph, attention by a CPU's", lambda: packed_there().session))
+        ways.append(way("ONNX Runtime, padded graph", partial(Session, unpacked)))
+        there = partial(PackedOnCpu, out, manifest, threads=1)
+        ways.append(way("packed graph, attention by a CPU's", lambda: there().session))
     say("our sessions loaded")
     return ways
 
 
-def replayed(artifact: Artifact, config: EncoderConfig) -> Way:
-    """One sentence of up to `REPLAYED_TOKENS` tokens by a recorded CUDA graph, on bound inputs and output."""
-    name = f"the padded one, a CUDA graph of 1 x {REPLAYED_TOKENS}"
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1"})
-    try:
-        session = ort.InferenceSession(str(artifact.model), options, providers=[provider])
-        empty = np.zeros((1, REPLAYED_TOKENS), np.int64)
-        inputs = [ort.OrtValue.ortvalue_from_numpy(empty + 1, "cuda", 0) for _ in range(2)]
-        output = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, config.dim), np.float32), "cuda", 0)
-        bound = session.io_binding()
-        for key, value in zip(artifact.manifest.input_names, inputs, strict=True):
-            bound.bind_ortvalue_input(key, value)
-        bound.bind_ortvalue_output(artifact.manifest.output_name, output)
-        for _ in range(3):
-            session.run_with_iobinding(bound)
-    except Exception as error:  # noqa: BLE001  the runtime's own exceptions derive from this
-        return Way(name, None, f"failed: {type(error).__name__}: {str(error)[:160]}")
+def kept(folder: Path) -> Checkpoint | None:
+    """What the artifact in `folder` was exported from, less its rounding; None where there is none."""
+    out = folder / "artifact"
+    if not is_artifact(out):
+        return None
+    artifact = open_artifact(out)
+    manifest, weights = artifact.manifest, read_weights(artifact)
+    with torch.device(DEVICE):
+        encoder = Encoder(EncoderConfig(**manifest.architecture)).eval()
+    first = encoder.config.first_position
+    with torch.no_grad():
+        _put(encoder.embeddings.words.weight, weights.table.widened())
+        encoder.embeddings.positions.weight.zero_()
+        _put(encoder.embeddings.positions.weight[first:], weights.positions)
+        _put_norm(encoder.embeddings.norm, weights.embedding_norm)
+        for layer, read in zip(encoder.layers, weights.layers, strict=True):
+            for name in ("query", "key", "value", "attention_out", "widen", "narrow"):
+                linear = getattr(read, name)
+                _put(getattr(layer, name).weight, linear.matrix.T)
+                _put(getattr(layer, name).bias, linear.bias)
+            _put_norm(layer.attention_norm, read.attention_norm)
+            _put_norm(layer.output_norm, read.output_norm)
+    return Checkpoint(
+        encoder, artifact.tokenizer_json(), max_tokens=manifest.max_tokens, source={"name": "kept"}
+    )
 
-    def run(sequences: list[Ids]) -> Vectors:
-        found = []
-        for ids in sequences:
-            batch = TokenBatch.pad([ids], config.pad_id)
-            for value, part in zip(inputs, (batch.ids, batch.mask), strict=True):
-                filled = empty + (config.pad_id if part is batch.ids else 0)
-                filled[:, : part.shape[1]] = part
-                value.update_inplace(filled)
-            session.run_with_iobinding(bound)
-            found.append(output.numpy()[0])
-        return np.array(found)
 
-    return Way(name, run, single_only=True)
+def _put(tensor: torch.Tensor, values: NDArray[np.float32]) -> None:
+    tensor.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+
+def _put_norm(norm: nn.LayerNorm, read: Norm) -> None:
+    _put(norm.weight, read.weight)
+    _put(norm.bias, read.bias)
 
 
 def write_modules(checkpoint: Checkpoint, how: str, folder: Path) -> None:

@@ -1,10 +1,9 @@
 """Run an artifact: token ids in, normalised sentence vectors out, on the engine that suits.
 
-On a CPU that is our own (`mexma.native`), where it was built, has a kernel for the processor
-that was found to be faster, and computes the artifact within its promise; else, and on CUDA, ONNX
-Runtime. Which one runs and why is in `engine` and `reason`; the service says both. This and
-`mexma.onnx_runtime` are the one place that imports an inference runtime. The export's parity gate
-runs this very class, so what was proved is what is served.
+That is one of our own (`mexma.native` on a CPU, `mexma.cuda` on a GPU), where it was built, can run
+there, and computes the artifact within its promise; else ONNX Runtime. Which one runs and why is in
+`engine` and `reason`; the service says both. This and `mexma.onnx_runtime` are the one place that imports
+an inference runtime. The export's parity gate runs this very class, so what was proved is what is served.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma import native
+from mexma import cuda, native
 from mexma.artifact import Artifact
 from mexma.errors import DeviceUnavailable, EngineError
 from mexma.onnx_runtime import PROVIDERS, OnnxRuntime, in_rectangle
@@ -25,18 +24,25 @@ from mexma.weights import UnknownGraph, read_weights
 __all__ = ["ENGINES", "PROVIDERS", "Device", "Engine", "Session"]
 
 Device = Literal["cpu", "cuda"]
-Engine = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2", "portable", "onnxruntime"]
+Engine = Literal[
+    "auto", "amx", "avx512_bf16", "avx512", "avx2", "portable", "cuda", "onnxruntime"
+]  # fmt: skip
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 # What the manifest's precision promises of the arithmetic: fp32 vectors are the original's, compact
 # ones are off by rounding to 8 bits anyway.
 ARITHMETIC = {"fp32": ("fp32",), "compact": ("bf16", "fp32")}
+IN_HALF = ("fp16", "compact")
+"""What is computed in fp16 on a GPU; compact artifacts too, for it rounds less than bf16 does."""
+FAILED = (IndexError, ValueError, MemoryError, RuntimeError)
+UNFIT = (DeviceUnavailable, UnknownGraph, ValueError, KeyError, RuntimeError)
 
 
 class Session:
     """A loaded model on one device. `run` may be called from several threads.
 
-    engine: the kernel of our own that runs, or "onnxruntime". arithmetic: of its products.
+    engine: the kernel of our own that runs, "cuda" for the GPU's, or "onnxruntime". arithmetic: of its
+    products.
     reason: why it is not our own engine, "" when it is or when ONNX Runtime was asked for.
     """
 
@@ -57,16 +63,27 @@ class Session:
         self.device = device
         self.threads = threads or len(os.sched_getaffinity(0))
         self.reason = ""
-        self._native: native.NativeEncoder | None = None
+        self._own: native.NativeEncoder | cuda.CudaEncoder | None = None
         self._onnx: OnnxRuntime | None = None
-        if device == "cpu" and engine != "onnxruntime":
-            self._load_native(artifact, engine)
-        elif engine not in ("auto", "onnxruntime"):
-            raise DeviceUnavailable(
-                f"engine {engine} runs on cpu, and device {device} was asked for; leave one out"
-            )
-        if self._native is None:
-            self._onnx = OnnxRuntime(artifact, device=device, threads=self.threads)
+        if engine != "onnxruntime":
+            if device != ("cuda" if engine == "cuda" else "cpu") and engine != "auto":
+                raise DeviceUnavailable(
+                    f"engine {engine} runs on {'cuda' if engine == 'cuda' else 'cpu'}, and device {device} "
+                    "was asked for; leave one out"
+                )
+            try:
+                (self._load_cuda if device == "cuda" else self._load_native)(artifact, engine)
+            except UNFIT as error:
+                if engine != "auto":
+                    raise DeviceUnavailable(f"engine {engine} cannot be used: {error}") from error
+                self.reason = str(error)
+        if self._own is None:
+            try:
+                self._onnx = OnnxRuntime(artifact, device=device, threads=self.threads)
+            except DeviceUnavailable as error:
+                if device == "cpu" or not self.reason:
+                    raise
+                raise DeviceUnavailable(f"{error}; our own engine: {self.reason}") from error
             self.engine = "onnxruntime"
             precision = artifact.manifest.precision
             self.arithmetic = "fp32" if precision == "compact" else precision
@@ -74,21 +91,28 @@ class Session:
 
     def _load_native(self, artifact: Artifact, engine: Engine) -> None:
         manifest = artifact.manifest
-        try:
-            kernel = _kernel(engine, manifest.precision)
-            self._native = native.NativeEncoder(
-                read_weights(artifact),
-                kernel=kernel.name,
-                threads=self.threads,
-                mean_pooling=manifest.pooling == "mean",
-                normalise=manifest.architecture["normalise"],
+        kernel = _kernel(engine, manifest.precision)
+        self._own = native.NativeEncoder(
+            read_weights(artifact),
+            kernel=kernel.name,
+            threads=self.threads,
+            mean_pooling=manifest.pooling == "mean",
+            normalise=manifest.architecture["normalise"],
+        )
+        self.engine, self.arithmetic = kernel.name, kernel.arithmetic
+
+    def _load_cuda(self, artifact: Artifact, _: Engine) -> None:
+        manifest = artifact.manifest
+        if manifest.precision not in IN_HALF:
+            raise DeviceUnavailable(
+                f"it computes in fp16, which artifacts of precision {manifest.precision} do not promise"
             )
-        except (DeviceUnavailable, UnknownGraph, ValueError, KeyError, RuntimeError) as error:
-            if engine != "auto":
-                raise DeviceUnavailable(f"engine {engine} cannot be used: {error}") from error
-            self.reason = str(error)
-        else:
-            self.engine, self.arithmetic = kernel.name, kernel.arithmetic
+        self._own = cuda.CudaEncoder(
+            read_weights(artifact),
+            mean_pooling=manifest.pooling == "mean",
+            normalise=manifest.architecture["normalise"],
+        )
+        self.engine, self.arithmetic = "cuda", "fp16"
 
     @property
     def pads(self) -> bool:
@@ -98,19 +122,20 @@ class Session:
     @property
     def streams(self) -> int:
         """Calls at once that use the device best. Our own engine gives half of its threads to each of
-        two; ONNX Runtime's would compete. A GPU computes one while the other's texts are copied there."""
+        two; ONNX Runtime's would compete. A GPU computes one while the other's texts are copied there, and
+        what one leaves idle the other takes."""
         if self.device == "cuda":
             return 2
-        return 2 if self._native is not None and self.threads > 1 else 1
+        return 2 if self._own is not None and self.threads > 1 else 1
 
     def run(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Sentence vectors float32 `[n, dim]` of a batch. Raises EngineError."""
         if self._onnx is not None:
             return self._onnx.run(batch)
-        assert self._native is not None  # noqa: S101  one of both is there
+        assert self._own is not None  # noqa: S101  one of both is there
         try:
-            return self._native.run(batch.tokens, batch.lengths)
-        except (IndexError, ValueError, MemoryError) as error:
+            return self._own.run(batch.tokens, batch.lengths)
+        except FAILED as error:
             raise EngineError(f"inference failed on {len(batch.lengths)} texts: {error}") from error
 
     def token_states(self, batch: TokenBatch) -> NDArray[np.float32]:
@@ -122,10 +147,10 @@ class Session:
             raise EngineError("this artifact has no token states; export it with --token-states")
         if self._onnx is not None:
             return self._onnx.token_states(batch)
-        assert self._native is not None  # noqa: S101  one of both is there
+        assert self._own is not None  # noqa: S101  one of both is there
         try:
-            packed = self._native.token_states(batch.tokens, batch.lengths)
-        except (IndexError, ValueError, MemoryError) as error:
+            packed = self._own.token_states(batch.tokens, batch.lengths)
+        except FAILED as error:
             raise EngineError(f"inference failed on {len(batch.lengths)} texts: {error}") from error
         return in_rectangle(packed, batch)
 

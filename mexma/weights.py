@@ -1,8 +1,8 @@
 """An encoder's weights out of an artifact's graph, or the reason why they cannot be had.
 
-The engine of our own (`mexma.native`) computes what the graph says without running it, so the
+The engines of our own (`mexma.native`, `mexma.cuda`) compute what the graph says without running it, so the
 graph has to be one that it knows: operator by operator what `model_export` writes for the
-manifest's architecture in the precisions fp32 and compact. Anything else is refused here and
+manifest's architecture in the precisions fp32, compact and fp16. Anything else is refused here and
 runs under ONNX Runtime.
 """
 
@@ -25,6 +25,8 @@ LAYER = (
     "MatMul", "Add", "Add", "LayerNormalization",
     "MatMul", "Add", "Gelu", "MatMul", "Add", "Add", "LayerNormalization",
 )  # fmt: skip
+# In fp16, whose keys and values have their biases elsewhere (`model_export.graph.fold_biases`).
+HALF_LAYER = (*LAYER[:3], *LAYER[4:5], *LAYER[6:])
 # What makes the position table's slice, the lengths, and weights of fewer bits; no layer's work.
 ASIDE = {
     "Shape", "Squeeze", "Reshape", "Slice", "ReduceSum", "Cast", "DequantizeLinear",
@@ -72,8 +74,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Table:
-    """Token vectors as stored, flat. bits: 32 for float32 in `codes`; 4 or 8 for codes, unsigned, in
-    blocks of 32 that share one of `scales`, float16."""
+    """Token vectors as stored, flat. bits: 32 and 16 for float32 and float16 in `codes`; 4 or 8 for codes,
+    unsigned, in blocks of 32 that share one of `scales`, float16."""
 
     codes: NDArray[Any]
     scales: NDArray[Any] | None
@@ -83,7 +85,8 @@ class Table:
     def widened(self) -> Float:
         """float32 `[rows, hidden]`, as look-ups give them."""
         if self.scales is None:
-            return self.codes.view(np.float32).reshape(self.rows, -1).copy()
+            stored = np.float32 if self.bits == 32 else np.float16
+            return self.codes.view(stored).reshape(self.rows, -1).astype(np.float32)
         codes = self.codes.view(np.uint8).reshape(self.rows, -1)
         if self.bits == 4:  # low half first
             codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(self.rows, -1)
@@ -111,10 +114,10 @@ def read_weights(artifact: Artifact) -> EncoderWeights:
     Raises UnknownGraph.
     """
     manifest = artifact.manifest
-    if manifest.precision not in ("fp32", "compact"):
+    if manifest.precision not in ("fp32", "compact", "fp16"):
         raise UnknownGraph(
-            f"{artifact.model}: precision {manifest.precision} is ONNX Runtime's; the native engine "
-            "runs fp32 and compact"
+            f"{artifact.model}: precision {manifest.precision} is ONNX Runtime's; our own engines "
+            "run fp32, compact and fp16"
         )
     reader = _Reader(artifact, read_graph(artifact.model))
     try:
@@ -129,6 +132,8 @@ class _Reader:
         self.manifest = artifact.manifest
         self.graph = graph
         self.made_by = {name: o for o in graph.operators for name in o.outputs}
+        self.half = artifact.manifest.precision == "fp16"
+        self.kinds = HALF_LAYER if self.half else LAYER
 
     def encoder(self) -> EncoderWeights:
         shape = self.manifest.architecture
@@ -136,12 +141,12 @@ class _Reader:
         norm_eps = float(embedding.numbers["epsilon"])
         layers, state = [], embedding.outputs[0]
         for index in range(shape["layers"]):
-            part = work[index * len(LAYER) : (index + 1) * len(LAYER)]
+            part = work[index * len(self.kinds) : (index + 1) * len(self.kinds)]
             layer, state = self._layer(part, state, shape["heads"])
             layers.append(layer)
         first, hidden = shape["first_position"], shape["hidden"]
         positions = self._array("encoder.embeddings.positions.weight")[first:]
-        head = self._head(work[len(LAYER) * shape["layers"] :]) if shape["head"] else None
+        head = self._head(work[len(self.kinds) * shape["layers"] :]) if shape["head"] else None
         self._same(positions.shape[1], hidden, "columns of the position table")
         cut = next(o for o in self.graph.operators if o.kind == "Slice")
         self._same(cut.inputs[0], "encoder.embeddings.positions.weight", "what is cut")
@@ -197,7 +202,7 @@ class _Reader:
         pooling = POOLING_MEAN if self.manifest.pooling == "mean" else POOLING_FIRST
         tail = NORMALISE if shape["normalise"] else []
         heads = HEAD if shape["head"] else ([],)
-        expected = ["LayerNormalization", *LAYER * shape["layers"], *pooling]
+        expected = ["LayerNormalization", *self.kinds * shape["layers"], *pooling]
         wanted = [[*expected, *head, *tail] for head in heads]
         if kinds[start:] not in wanted:
             at = next(
@@ -216,35 +221,50 @@ class _Reader:
 
     def _layer(self, part: list[Operator], state: str, heads: int) -> tuple[Layer, str]:
         """The layer that `part` computes from `state`, and the name of what it gives."""
-        attention = part[6]
+        ends = ["Add", "MatMul", "MatMul"] if self.half else ["Add"] * 3
+        inputs, at = [], 0
+        for end in ends:
+            at += part[at].kind != end
+            inputs.append(part[at])
+            at += 1
+        query, key, value = (self._linear(end, state) for end in inputs)
+        attention, _, out, added, normed, _, widened, gelu, _, narrow, added_again, output = part[
+            at:
+        ]
         self._same(attention.numbers["num_heads"], heads, "attention heads")
-        inputs = tuple(part[i].outputs[0] for i in (1, 3, 5))
-        self._same(attention.inputs[:3], inputs, "inputs of attention")
-        middle = part[10].outputs[0]
+        self._same(attention.inputs[:3], tuple(i.outputs[0] for i in inputs), "inputs of attention")
+        middle = normed.outputs[0]
         layer = Layer(
-            query=self._linear(part[0], part[1], state),
-            key=self._linear(part[2], part[3], state),
-            value=self._linear(part[4], part[5], state),
-            attention_out=self._linear(part[7], part[8], attention.outputs[0]),
-            attention_norm=self._norm(part[10]),
-            widen=self._linear(part[11], part[12], middle),
-            narrow=self._linear(part[14], part[15], part[13].outputs[0]),
-            output_norm=self._norm(part[17]),
+            query=query,
+            key=key,
+            value=value,
+            attention_out=self._linear(out, attention.outputs[0]),
+            attention_norm=self._norm(normed),
+            widen=self._linear(widened, middle),
+            narrow=self._linear(narrow, gelu.outputs[0]),
+            output_norm=self._norm(output),
         )
-        self._same(part[13].inputs, part[12].outputs, "input of Gelu")
-        for added, norm, before, product in (
-            (part[9], part[10], state, part[8]),
-            (part[16], part[17], middle, part[15]),
+        self._same(gelu.inputs, widened.outputs, "input of Gelu")
+        for sums, norm, before, product in (
+            (added, normed, state, out),
+            (added_again, output, middle, narrow),
         ):
-            self._same(set(added.inputs), {before, product.outputs[0]}, "what is added")
-            self._same(norm.inputs[0], added.outputs[0], "what is normalised")
-        return layer, part[17].outputs[0]
+            self._same(set(sums.inputs), {before, product.outputs[0]}, "what is added")
+            self._same(norm.inputs[0], sums.outputs[0], "what is normalised")
+        return layer, output.outputs[0]
 
-    def _linear(self, product: Operator, added: Operator, state: str) -> Linear:
+    def _linear(self, end: Operator, state: str) -> Linear:
+        """What `end`, the addition of a bias or a product without one, computes from `state`."""
+        if end.kind == "MatMul":
+            product, bias = end, None
+        else:
+            made = [self.made_by.get(name) for name in end.inputs]
+            product = next(o for o in made if o is not None and o.kind == "MatMul")
+            (bias,) = (name for name in end.inputs if name != product.outputs[0])
         self._same(product.inputs[0], state, "input of a product")
-        bias = [name for name in added.inputs if name != product.outputs[0]]
-        self._same(len(bias), 1, "biases of a product")
-        return Linear(self._matrix(product.inputs[1]), self._array(bias[0]))
+        matrix = self._matrix(product.inputs[1])
+        offsets = np.zeros(matrix.shape[1], np.float32) if bias is None else self._array(bias)
+        return Linear(matrix, offsets)
 
     def _matrix(self, name: str) -> Float:
         if name in self.graph.weights:
@@ -265,8 +285,7 @@ class _Reader:
             matrix = self._array(product.inputs[1])
             turned = product.numbers.get("transB", 0)
             return Linear(matrix.T if turned else matrix, self._array(product.inputs[2]))
-        added = after[after.index(product) + 1]
-        return self._linear(product, added, product.inputs[0])
+        return self._linear(after[after.index(product) + 1], product.inputs[0])
 
     def _table(self, hidden: int) -> Table:
         lookup = next(o for o in self.graph.operators if o.kind.startswith("Gather"))
@@ -274,12 +293,12 @@ class _Reader:
         rows = stored.shape[0]
         if lookup.kind == "Gather":
             self._same(stored.shape, (rows, hidden), "the token table's shape")
+            kind = np.float16 if self.half else np.float32
             self._same(
-                (stored.stored.size, stored.stored.dtype),
-                (rows * hidden, np.float32),
+                (stored.stored.size, stored.stored.dtype), (rows * hidden, kind),
                 "the token table's values",
-            )
-            return Table(stored.stored, None, 32, rows)
+            )  # fmt: skip
+            return Table(stored.stored, None, 16 if self.half else 32, rows)
         bits = int(lookup.numbers["bits"])
         self._same(stored.shape, (rows, hidden * bits // 8), "the token table's shape")
         self._same(stored.stored.nbytes, rows * hidden * bits // 8, "bytes of the token table")

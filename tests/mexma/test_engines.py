@@ -50,7 +50,7 @@ def test_both_engines_give_the_same_vectors(artifacts, precision, kernel):
 
 
 def test_every_kernel_can_be_asked_for():
-    assert {"auto", "onnxruntime", *(k.name for k in native.kernels())} == set(ENGINES)
+    assert {"auto", "onnxruntime", "cuda", *(k.name for k in native.kernels())} == set(ENGINES)
 
 
 def test_the_default_model_on_every_kernel():

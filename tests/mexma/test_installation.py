@@ -43,7 +43,7 @@ def test_a_missing_runtime_is_named():
 
 def test_cuda_is_never_replaced_by_the_cpu_silently(monkeypatch):
     with pytest.raises(DeviceUnavailable, match="device cuda was asked for"):
-        Session(None, device="cuda")  # type: ignore[arg-type]  # refused before it is looked at
+        Session(None, device="cuda", engine="onnxruntime")  # type: ignore[arg-type]  # refused before it is looked at
 
 
 class FellBack:
@@ -60,7 +60,7 @@ def test_a_runtime_that_falls_back_at_load_is_caught(monkeypatch, tmp_path):
     libraries = []
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda **_: libraries.append("asked for"))
     with pytest.raises(DeviceUnavailable, match="would have run on CPUExecutionProvider"):
-        Session(artifact, device="cuda")  # type: ignore[arg-type]
+        Session(artifact, device="cuda", engine="onnxruntime")  # type: ignore[arg-type]
     assert libraries, (
         "pip's CUDA libraries are found only when the runtime is told to look for them"
     )
@@ -75,7 +75,7 @@ def test_missing_cuda_libraries_are_named(monkeypatch, tmp_path, capfd):
     )
     artifact = type("A", (), {"manifest": None, "model": tmp_path, "packed": tmp_path})()
     with pytest.raises(DeviceUnavailable, match="libcublas"):
-        Session(artifact, device="cuda")  # type: ignore[arg-type]
+        Session(artifact, device="cuda", engine="onnxruntime")  # type: ignore[arg-type]
     assert not capfd.readouterr().out
 
 

@@ -1,0 +1,469 @@
+"""The engine for GPUs where there is none: its kernels and calls of CUDA run on the CPU (cuda_on_cpu.cpp)."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mexma import cuda, session
+from mexma.artifact import Artifact, open_artifact
+from mexma.cuda import KERNELS, CudaEncoder, Libraries
+from mexma.encoder import OnnxEncoder, encode
+from mexma.errors import ArtifactError, DeviceUnavailable, EngineError
+from mexma.sample import parallel_pairs
+from mexma.session import Session
+from mexma.text import TokenBatch
+from mexma.weights import EncoderWeights, read_weights
+from model_export.export import write_unproved
+from tests.tiny import tiny_tokenizer_json
+from training.checkpoint import Checkpoint
+from training.encoder import Encoder, EncoderConfig
+
+HEADS = {32: 2, 64: 1, 128: 1}
+"""Components of a head, and how many there are: all that the kernels know."""
+LONGEST = 128
+LENGTHS = (3, 100, 4, 17, 33, 32, 64, 31, LONGEST, 5, 16, 97)
+
+
+class Gpu(ctypes.CDLL):
+    """The stand-in. `fails(name, after)`: that call fails after so many that go well."""
+
+    def __init__(self, path: Path):
+        super().__init__(str(path))
+        self.path = path
+        self.options.restype = ctypes.c_char_p
+
+    @property
+    def libraries(self) -> Libraries:
+        return Libraries(*[str(self.path)] * 3)
+
+    def fails(self, name: str, after: int = 0) -> None:
+        self.fail(name.encode(), after)
+
+
+@pytest.fixture(scope="session")
+def gpus(tmp_path_factory) -> dict[int, Gpu]:
+    """By the components of a head."""
+    folder = tmp_path_factory.mktemp("cuda")
+    source = Path(__file__).with_name("cuda_on_cpu.cpp")
+    running = {}
+    for head, heads in HEADS.items():
+        shape = [f"-DHEAD={head}", f"-DHIDDEN={head * heads}"]
+        out = folder / f"{head}.so"
+        command = [
+            "g++",
+            "-std=c++17",
+            "-O2",
+            "-shared",
+            "-fPIC",
+            *shape,
+            str(source),
+            "-o",
+            str(out),
+        ]
+        running[out] = (head, subprocess.Popen(command))
+    for _, process in running.values():
+        assert process.wait() == 0
+    return {head: Gpu(out) for out, (head, _) in running.items()}
+
+
+@pytest.fixture
+def gpu(gpus) -> Iterator[Gpu]:
+    """Of heads of 32 components; whole again afterwards."""
+    yield gpus[32]
+    for name in FAILURES:
+        gpus[32].fails(name, -1)
+    gpus[32].be_version(9)
+
+
+def encoder_of(size: int, **options) -> Encoder:
+    """Two layers with random weights. size: components of a head."""
+    vocabulary = len(json.loads(tiny_tokenizer_json())["model"]["vocab"])
+    hidden = size * HEADS[size]
+    config = EncoderConfig(
+        **{
+            "vocabulary": vocabulary, "hidden": hidden, "layers": 2, "heads": HEADS[size],
+            "intermediate": 2 * hidden, "positions": LONGEST + 2, "first_position": 2, "pad_id": 1,
+            "norm_eps": 1e-5, "pooling": "mean", **options,
+        }
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(size)
+    encoder = Encoder(config).eval()
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.12
+            parameter.copy_(noise + (1 if name.endswith("norm.weight") else 0))
+    return encoder
+
+
+def artifact_of(encoder: Encoder, folder: Path, precision: str) -> Artifact:
+    folder.mkdir(parents=True)
+    checkpoint = Checkpoint(encoder, tiny_tokenizer_json(), max_tokens=LONGEST, source={})
+    write_unproved(checkpoint, folder, precision=precision, token_states=True)
+    return open_artifact(folder)
+
+
+@pytest.fixture(scope="session")
+def encoders() -> dict[int, Encoder]:
+    return {head: encoder_of(head) for head in HEADS}
+
+
+@pytest.fixture(scope="session")
+def artifacts(encoders, tmp_path_factory) -> dict[tuple[int, str], Artifact]:
+    folder = tmp_path_factory.mktemp("artifacts")
+    wanted = [(32, "fp16"), (32, "compact"), (64, "fp32"), (128, "fp16")]
+    return {
+        (head, precision): artifact_of(encoders[head], folder / f"{head}-{precision}", precision)
+        for head, precision in wanted
+    }
+
+
+@pytest.fixture(scope="session")
+def weights(artifacts) -> EncoderWeights:
+    return read_weights(artifacts[32, "fp16"])
+
+
+@pytest.fixture(scope="session")
+def batch() -> TokenBatch:
+    rng = np.random.default_rng(0)
+    return TokenBatch.pad(
+        [np.concatenate([[0], rng.integers(4, 900, n - 2), [2]]) for n in LENGTHS], pad_id=1
+    )
+
+
+@pytest.fixture(scope="session")
+def few(batch) -> TokenBatch:
+    return TokenBatch.pad([s[:33] for s in batch.sequences[:4]], 1)
+
+
+def original(encoder: Encoder, batch: TokenBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Torch's fp32 vectors and, end to end, token states."""
+    ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
+    with torch.inference_mode():
+        states = encoder.token_states(ids, mask)
+        return encoder.sentence_vector(states, mask).numpy(), states[mask.bool()].numpy()
+
+
+def loaded(weights: EncoderWeights, gpu: Gpu, **options) -> CudaEncoder:
+    options = {"mean_pooling": True, "normalise": True, **options}
+    return CudaEncoder(weights, libraries=gpu.libraries, **options)
+
+
+@pytest.mark.parametrize("exact_gelu", [False, True])
+@pytest.mark.parametrize(("head", "precision"), [(32, "fp16"), (64, "fp32"), (128, "fp16")])
+def test_vectors_and_states_are_torchs(
+    artifacts, encoders, gpus, batch, head, precision, exact_gelu
+):
+    engine = loaded(read_weights(artifacts[head, precision]), gpus[head], exact_gelu=exact_gelu)
+    expected, expected_states = original(encoders[head], batch)
+    assert (engine.run(batch.tokens, batch.lengths) * expected).sum(1).min() > 0.99999
+    states = engine.token_states(batch.tokens, batch.lengths)
+    assert states.dtype == np.float32
+    assert np.abs(states - expected_states).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "pooling"),
+    [
+        ({"pooling": "first_token"}, False),
+        ({"pooling": "first_token", "head": 48}, False),
+        ({"normalise": False}, True),
+        ({"head": 48, "normalise": False}, True),
+    ],
+)
+def test_every_way_to_end(tmp_path, gpus, batch, options, pooling):
+    encoder = encoder_of(32, **options)
+    read = read_weights(artifact_of(encoder, tmp_path / "a", "fp32"))
+    normalise = options.get("normalise", True)
+    engine = loaded(read, gpus[32], mean_pooling=pooling, normalise=normalise)
+    vectors, (expected, _) = engine.run(batch.tokens, batch.lengths), original(encoder, batch)
+    assert vectors.shape == expected.shape
+    assert np.abs(vectors - expected).max() < 0.005
+
+
+def test_alone_as_in_any_batch(weights, gpus, batch):
+    engine = loaded(weights, gpus[32])
+    together = engine.run(batch.tokens, batch.lengths)
+    order = np.random.default_rng(1).permutation(len(batch.sequences))
+    shuffled = TokenBatch.pad([batch.sequences[i] for i in order], 1)
+    assert np.array_equal(engine.run(shuffled.tokens, shuffled.lengths), together[order])
+    alone = [engine.run(ids, np.array([len(ids)], np.int32))[0] for ids in batch.sequences]
+    assert np.array_equal(np.array(alone), together)
+
+
+def test_several_threads_at_once(weights, gpus, few):
+    engine = loaded(weights, gpus[32])
+    expected = [engine.run(ids, np.array([len(ids)], np.int32)) for ids in few.sequences]
+    found: dict[int, list[np.ndarray]] = {}
+
+    def work(thread: int) -> None:
+        found[thread] = [engine.run(s, np.array([len(s)], np.int32)) for s in few.sequences]
+
+    threads = [threading.Thread(target=work, args=[i]) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(found[i], expected) for i in range(4))
+
+
+def test_nothing_is_nothing(weights, gpus):
+    engine = loaded(weights, gpus[32])
+    assert engine.run(np.empty(0, np.int64), np.empty(0, np.int32)).shape == (0, 64)
+
+
+@pytest.mark.parametrize(
+    ("ids", "lengths", "said"),
+    [
+        ([3, 2474], [2], r"token 1: expected an id below 2474, got 2474"),
+        ([-1], [1], "token 0: expected an id below 2474, got -1"),
+        ([3] * 129, [129], "sequence 0: expected 1 to 128 tokens, got 129"),
+        ([3], [1, 0], "sequence 1: expected 1 to 128 tokens, got 0"),
+        ([3], [2, -1], "sequence 1: expected 1 to 128 tokens, got -1"),
+        ([3], [-1], "lengths add up to -1 tokens"),
+        ([3], [2**20], "lengths add up to 1048576 tokens; one call takes 0 to 1048575"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused(weights, gpus, ids, lengths, said):
+    engine = loaded(weights, gpus[32])
+    with pytest.raises(IndexError, match=said):
+        engine.run(np.array(ids, np.int64), np.array(lengths, np.int32))
+    assert engine.run(np.array([3], np.int64), np.array([1], np.int32)).shape == (1, 64)
+
+
+def test_buffers_of_other_sizes_are_refused(weights, gpus):
+    engine = loaded(weights, gpus[32])
+    with pytest.raises(ValueError, match="expected a buffer of 16 bytes, got 8"):
+        engine.run(np.array([3], np.int64), np.array([2], np.int32))
+
+
+FAILURES = {
+    "cuInit": "CUDA: the test said so",
+    "cuDeviceGetCount": "there is no GPU",
+    "cuDevicePrimaryCtxRetain": "the first GPU: the test said so",
+    "cuModuleLoadData": "the kernels: the test said so",
+    "cuMemAlloc_v2": r"GPU memory for weights, 0 MiB: the test said so \(2\)",
+    "nvrtcCompileProgram": "NVRTC does not compile for a CPU that stands for a GPU .*it is no source",
+    "cuLaunchKernel": r"a kernel: the test said so \(700\)",
+    "cuStreamSynchronize": r"the GPU's work: the test said so \(719\)",
+    "cublasLtMatmul": "a product failed with status 14",
+    "cublasLtMatmulAlgoGetHeuristic": "cuBLAS has no product of this shape",
+    "cuMemcpyDtoHAsync_v2": r"copying vectors: the test said so \(719\)",
+}
+
+
+LATER = ("cuStreamSynchronize",)
+"""What would fail in copying weights already."""
+
+
+@pytest.mark.parametrize("name", list(FAILURES))
+def test_a_failure_is_an_error_and_not_the_end(weights, gpu, few, name):
+    before = loaded(weights, gpu)
+    expected = before.run(few.tokens, few.lengths)
+    engine = before if name in LATER else None
+    gpu.fails(name)
+    with pytest.raises(RuntimeError, match=FAILURES[name]):
+        (engine or loaded(weights, gpu)).run(few.tokens, few.lengths)
+    gpu.fails(name, -1)
+    assert np.array_equal(before.run(few.tokens, few.lengths), expected)
+    assert np.array_equal(loaded(weights, gpu).run(few.tokens, few.lengths), expected)
+
+
+def test_a_failure_in_the_middle_leaves_nothing_behind(weights, gpu, few):
+    engine = loaded(weights, gpu)
+    expected = engine.run(few.tokens, few.lengths)
+    for after in range(9):
+        gpu.fails("cuLaunchKernel", after)
+        with pytest.raises(RuntimeError, match="a kernel"):
+            while True:
+                engine.run(few.tokens, few.lengths)
+        gpu.fails("cuLaunchKernel", -1)
+        assert np.array_equal(engine.run(few.tokens, few.lengths), expected)
+
+
+def test_an_old_gpu_is_refused(weights, gpu):
+    gpu.be_version(7)
+    with pytest.raises(RuntimeError, match=r"compute capability 8\.0 or more, a CPU .* has 7\.0"):
+        loaded(weights, gpu)
+
+
+def test_it_compiles_for_the_gpu_at_hand(weights, gpu):
+    loaded(weights, gpu)
+    assert gpu.options().decode().split() == [
+        "--gpu-architecture=sm_90", "-std=c++17", "-DHIDDEN=64", "-DHEAD=32",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
+@pytest.mark.parametrize(("head", "hidden"), [(32, 384), (64, 1024), (128, 256)])
+def test_nvidias_compiler_takes_the_kernels(architecture, head, hidden):
+    """Without spilling registers to memory, which would make them slow."""
+    nvrtc = ctypes.CDLL(Libraries.found().compiler)
+    program = ctypes.c_void_p()
+    source = KERNELS.read_bytes()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None)
+    given = [
+        f"--gpu-architecture={architecture}", "-std=c++17", f"-DHIDDEN={hidden}",
+        f"-DHEAD={head}", "--ptxas-options=-v",
+    ]  # fmt: skip
+    options = (ctypes.c_char_p * len(given))(*(option.encode() for option in given))
+    status = nvrtc.nvrtcCompileProgram(program, len(given), options)
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    said = log.value.decode()
+    assert status == 0, said
+    assert said.count("0 bytes spill stores, 0 bytes spill loads") == 5, said
+
+
+def test_weights_that_fp16_does_not_have_are_refused(weights, gpus):
+    for wrong in (70_000, np.nan, np.inf):
+        layer = weights.layers[1]
+        matrix = layer.widen.matrix.copy()
+        matrix[3, 5] = wrong
+        changed = replace(layer, widen=replace(layer.widen, matrix=matrix))
+        with pytest.raises(ValueError, match="product 2 of layer 1 has numbers beyond fp16's"):
+            loaded(replace(weights, layers=[weights.layers[0], changed]), gpus[32])
+
+
+def test_heads_that_the_kernels_do_not_take_are_refused(weights, gpus):
+    with pytest.raises(ValueError, match="heads of 32, 64 or 128 components, got 16"):
+        loaded(replace(weights, heads=4), gpus[32])
+
+
+def test_missing_libraries_are_named(weights, gpus, tmp_path):
+    there = gpus[32].libraries
+    for kind in ("driver", "compiler", "products"):
+        with pytest.raises(RuntimeError, match=f"no-{kind}"):
+            loaded(weights, _Elsewhere(replace(there, **{kind: str(tmp_path / f"no-{kind}")})))
+    empty = tmp_path / "empty.so"
+    (tmp_path / "empty.c").write_text("int nothing;")
+    subprocess.run(["g++", "-shared", "-x", "c", tmp_path / "empty.c", "-o", empty], check=True)
+    with pytest.raises(RuntimeError, match=r"empty\.so has no cublasLtCreate; is it older"):
+        loaded(weights, _Elsewhere(replace(there, products=str(empty))))
+
+
+class _Elsewhere:
+    def __init__(self, libraries: Libraries):
+        self.libraries = libraries
+
+
+@pytest.fixture
+def on_gpu(gpu, monkeypatch) -> Gpu:
+    """As if the libraries of CUDA were there."""
+    monkeypatch.setattr(Libraries, "found", classmethod(lambda cls: gpu.libraries))
+    return gpu
+
+
+@pytest.mark.parametrize("precision", ["fp16", "compact"])
+def test_a_session_takes_it(artifacts, encoders, on_gpu, batch, precision):
+    taken = Session(artifacts[32, precision], device="cuda")
+    assert (taken.engine, taken.arithmetic, taken.reason) == ("cuda", "fp16", "")
+    assert not taken.pads and taken.streams == 2
+    expected, states = original(encoders[32], batch)
+    if precision == "compact":  # as far from the original as its 8 bits are: as on a CPU
+        plain = Session(artifacts[32, precision], engine="onnxruntime")
+        expected, states = plain.run(batch), plain.token_states(batch)[batch.mask.astype(bool)]
+    assert (taken.run(batch) * expected).sum(1).min() > 0.9999
+    rectangle = taken.token_states(batch)
+    assert rectangle.shape == (len(LENGTHS), LONGEST, 64)
+    assert np.abs(rectangle[batch.mask.astype(bool)] - states).max() < 0.01
+
+
+def test_texts_come_out_as_under_onnx_runtime(artifacts, on_gpu):
+    path = artifacts[32, "fp16"].path
+    texts = [text for lang in ("ja", "ar") for text in parallel_pairs(lang)[0][:8]]
+    expected = encode(OnnxEncoder(path, engine="onnxruntime"), texts)
+    engine = OnnxEncoder(path, device="cuda", engine="cuda")
+    assert engine.engine == "cuda, fp16"
+    assert (encode(engine, texts) * expected).sum(1).min() > 0.9999
+
+
+def test_a_gpu_that_fails_is_an_engine_error(artifacts, on_gpu, few):
+    taken = Session(artifacts[32, "fp16"], device="cuda")
+    on_gpu.fails("cuLaunchKernel", 3)
+    for run in (taken.run, taken.token_states):
+        with pytest.raises(EngineError, match="inference failed on 4 texts: a kernel: the test"):
+            run(few)
+
+
+def test_fp32_is_not_promised_by_fp16(tmp_path, encoders, on_gpu):
+    artifact = artifact_of(encoders[32], tmp_path / "a", "fp32")
+    with pytest.raises(
+        DeviceUnavailable, match="in fp16, which artifacts of precision fp32 do not"
+    ):
+        Session(artifact, device="cuda", engine="cuda")
+    with pytest.raises(
+        DeviceUnavailable, match=r"asked for.*; our own engine: it computes in fp16"
+    ):
+        Session(artifact, device="cuda")
+
+
+def test_it_is_for_gpus_and_the_others_are_not(artifacts):
+    artifact = artifacts[32, "fp16"]
+    with pytest.raises(DeviceUnavailable, match="engine cuda runs on cuda, and device cpu was"):
+        Session(artifact, device="cpu", engine="cuda")
+    with pytest.raises(DeviceUnavailable, match="engine avx2 runs on cpu, and device cuda was"):
+        Session(artifact, device="cuda", engine="avx2")
+
+
+def test_without_the_extension(artifacts, monkeypatch):
+    monkeypatch.setattr(cuda, "NOT_BUILT", "the GPU engine was not built (no compiler)")
+    with pytest.raises(DeviceUnavailable, match=r"our own engine: the GPU engine was not built"):
+        Session(artifacts[32, "fp16"], device="cuda")
+
+
+def test_graphs_it_does_not_know_are_onnx_runtimes(artifacts, on_gpu, monkeypatch):
+    def unknown(artifact: Artifact) -> EncoderWeights:
+        raise session.UnknownGraph("another layer")
+
+    monkeypatch.setattr(session, "read_weights", unknown)
+    made = []
+
+    class Made:
+        packed = True
+
+        def __init__(self, *_: object, **options: object):
+            made.append(options["device"])
+
+    monkeypatch.setattr(session, "OnnxRuntime", Made)
+    taken = Session(artifacts[32, "fp16"], device="cuda")
+    assert made == ["cuda"] and taken.engine == "onnxruntime" and taken.reason == "another layer"
+    with pytest.raises(DeviceUnavailable, match="engine cuda cannot be used: another layer"):
+        Session(artifacts[32, "fp16"], device="cuda", engine="cuda")
+
+
+def test_libraries_of_pip_are_found(tmp_path, monkeypatch):
+    folder = tmp_path / "nvidia" / "cu13" / "lib"
+    folder.mkdir(parents=True)
+    (tmp_path / "nvidia" / "cublas" / "lib").mkdir(parents=True)
+    (tmp_path / "nvidia" / "cublas" / "lib" / "libcublasLt.so.12").touch()
+    monkeypatch.setattr(cuda.sys, "path", [str(tmp_path)])
+    assert Libraries.found() == Libraries(
+        "libcuda.so.1", "libnvrtc.so.13",
+        str(tmp_path / "nvidia" / "cublas" / "lib" / "libcublasLt.so.12"),
+    )  # fmt: skip
+    (folder / "libcublasLt.so.13").touch()
+    assert Libraries.found().products == str(folder / "libcublasLt.so.13")
+
+
+def test_a_damaged_graph_is_refused(artifacts, monkeypatch):
+    artifact = artifacts[32, "fp16"]
+    changed = replace(
+        artifact,
+        manifest=replace(
+            artifact.manifest, architecture={**artifact.manifest.architecture, "heads": 4}
+        ),
+    )
+    with pytest.raises(ArtifactError, match="attention heads: expected 4, found 2"):
+        read_weights(changed)
