@@ -2,7 +2,7 @@
 
 Pure functions over lengths; used by the service's batcher and by offline encoding alike,
 so that both waste the same padding. Cost of a batch is its rectangle, `n * longest`
-tokens, because that is what the engine computes.
+tokens, because that is what an engine that pads computes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ PADDING_TOKENS = 32
 
 
 def take_batch(
-    lengths: Sequence[int], oldest: int, *, max_tokens: int, max_items: int, pads: bool = True
+    lengths: Sequence[int], oldest: int, *, max_tokens: int, max_items: int
 ) -> list[int]:
     """Choose the sequences to run next with number `oldest`.
 
     lengths: tokens of each waiting sequence. The rectangle that grows around the oldest
     one takes the neighbours nearest to it in length, and stops at `max_tokens` padded
     tokens, `max_items` sequences, or where it would be padding more than anything. The
-    oldest is always in, however long it is, so nothing starves. Where the engine does not pad,
-    `max_tokens` are tokens, and nothing else stops it. Returns indices into `lengths`, shortest
-    first.
+    oldest is always in, however long it is, so nothing starves. Returns indices into `lengths`,
+    shortest first.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     below = above = order.index(oldest)
@@ -35,8 +34,6 @@ def take_batch(
 
     def fits(length: int) -> bool:
         """Whether a sequence of this length may join."""
-        if not pads:
-            return tokens + length <= max_tokens
         rectangle = max(longest, length) * (above - below + 2)
         padding = rectangle - tokens - length
         return rectangle <= max_tokens and padding <= max(PADDING_TOKENS, PADDING_SHARE * rectangle)

@@ -12,6 +12,10 @@ constexpr size_t WORKSPACE = size_t(32) << 20;                // what cuBLAS rec
 // From here on a call's thread sleeps while the GPU computes; below, waking it up would take as long.
 constexpr int PATIENT_TOKENS = 4096;
 
+// One text of up to so many tokens is run by a recorded graph: launching its kernels one by one takes longer than they do. There
+// is one for each multiple of RECORDED_STEP; what is computed beyond the text's end is looked at by nothing.
+constexpr int RECORDED_TOKENS = 128, RECORDED_STEP = 16;
+
 struct Tile {  // as in kernels.cu
   int start, length, query, pad;
 };
@@ -53,8 +57,9 @@ struct Engine::Memory {
     if (there) cuda.release(there);
     at = nullptr, there = 0, bytes = 0;
   }
-  void hold(size_t wanted) {
-    if (wanted <= bytes) return;
+  // Whether it lies elsewhere now.
+  bool hold(size_t wanted) {
+    if (wanted <= bytes) return false;
     clear();
     const size_t size = round_up(wanted + wanted / 8, 4096);
     if (host)
@@ -62,6 +67,7 @@ struct Engine::Memory {
     else
       cuda.check(cuda.allocate(&there, size), ("GPU memory of " + std::to_string(size >> 20) + " MiB").c_str());
     bytes = size;
+    return true;
   }
 };
 
@@ -72,6 +78,7 @@ struct Engine::Lane {
   Event done = nullptr;
   Memory given, vectors, states;  // of the host
   Memory input, x, y, qkv, wide, out, workspace;
+  GraphRun recorded[RECORDED_TOKENS / RECORDED_STEP] = {};
 
   explicit Lane(const Libraries& libraries)
       : cuda(libraries), given(cuda, true), vectors(cuda, true), states(cuda, true), input(cuda, false), x(cuda, false),
@@ -82,8 +89,25 @@ struct Engine::Lane {
   }
   ~Lane() {
     if (stream) cuda.stream_wait(stream);
+    forget();
     if (done) cuda.event_destroy(done);
     if (stream) cuda.stream_destroy(stream);
+  }
+  // Memory for a call. Recorded graphs know where it lay.
+  void hold(const Shape& shape, size_t tokens, size_t sequences, size_t input_bytes) {
+    const size_t hidden = shape.hidden;
+    const struct { Memory& memory; size_t bytes; } all[] = {
+        {given, input_bytes}, {input, input_bytes}, {x, tokens * hidden * 2}, {y, tokens * hidden * 2}, {qkv, tokens * hidden * 6},
+        {wide, tokens * std::max(shape.hidden, shape.intermediate) * 2}, {out, sequences * hidden * 4}, {vectors, sequences * hidden * 4}};
+    bool moved = false;
+    for (const auto& each : all) moved = each.memory.hold(each.bytes) || moved;
+    if (moved) forget();
+  }
+  void forget() {
+    for (GraphRun& run : recorded) {
+      if (run) cuda.graph_run_destroy(run);
+      run = nullptr;
+    }
   }
   void wait(bool patient) {
     if (patient) {
@@ -303,6 +327,72 @@ Algorithm Engine::algorithm(Which which, int tokens) {
   return found.algorithm;
 }
 
+// What a call brings, as it is copied to the device: tiles, ids, places, bounds.
+struct Engine::Given {
+  int tokens, sequences, tiles;
+  size_t ids() const { return tiles * sizeof(Tile); }
+  size_t places() const { return ids() + size_t(tokens) * 4; }
+  size_t bounds() const { return places() + size_t(tokens) * 4; }
+  size_t bytes() const { return bounds() + size_t(sequences + 1) * 4; }
+};
+
+// Everything between the tokens in the lane's memory and the vectors there; returns before it is done.
+void Engine::forward(Lane& lane, const Given& given, const Products& products) {
+  const size_t hidden = shape_.hidden;
+  cuda_.check(cuda_.to_device(lane.input.there, lane.given.at, given.bytes(), lane.stream), "copying tokens");
+  Pointer tiles = lane.input.there, ids = tiles + given.ids(), places = tiles + given.places(), bounds = tiles + given.bounds();
+  int tokens = given.tokens, count = given.tiles;
+  float eps = shape_.norm_eps;
+  const unsigned by_token = blocks(tokens, WARPS);
+  void* looked_up[] = {&ids, &places, &table_, &positions_, &embedding_norm_[0], &embedding_norm_[1], &eps, &lane.x.there, &tokens};
+  launch(lane, embed_, by_token, 1, THREADS, looked_up);
+  const auto normalise = [&](Pointer* norm) {
+    void* arguments[] = {&lane.y.there, &norm[0], &norm[1], &eps, &lane.x.there, &tokens};
+    launch(lane, normalise_, by_token, 1, THREADS, arguments);
+  };
+  for (int layer = 0; layer < shape_.layers; layer++) {
+    multiply(lane, products, layer, QKV, lane.x.there, 0, lane.qkv.there);
+    // What attention gives stands where the wide states will be.
+    void* attended[] = {&lane.qkv.there, &lane.wide.there, &tiles, &count};
+    launch(lane, attend_, blocks(count, WARPS), shape_.heads, THREADS, attended);
+    multiply(lane, products, layer, ATTENTION_OUT, lane.wide.there, lane.x.there, lane.y.there);
+    normalise(layers_[layer].attention_norm);
+    multiply(lane, products, layer, WIDEN, lane.x.there, 0, lane.wide.there);
+    if (gelu_apart_) {
+      int parts = int(size_t(tokens) * shape_.intermediate / 8);
+      void* arguments[] = {&lane.wide.there, &parts};
+      launch(lane, gelu_, blocks(parts, 256), 1, 256, arguments);
+    }
+    multiply(lane, products, layer, NARROW, lane.wide.there, lane.x.there, lane.y.there);
+    normalise(layers_[layer].output_norm);
+  }
+  int mean = shape_.mean, unit = shape_.normalise;
+  void* pooled[] = {&lane.x.there, &bounds, &mean, &unit, &lane.out.there};
+  launch(lane, pool_, unsigned(given.sequences), 1, 128, pooled);
+  cuda_.check(cuda_.to_host(lane.vectors.at, lane.out.there, given.sequences * hidden * 4, lane.stream), "copying vectors");
+}
+
+// The same as a graph, recorded at the first use.
+void Engine::replay(Lane& lane, const Given& given, const Products& products) {
+  GraphRun& run = lane.recorded[given.tokens / RECORDED_STEP - 1];
+  if (!run) {
+    Graph graph = nullptr;
+    cuda_.check(cuda_.capture_begin(lane.stream, CAPTURE_THREAD_LOCAL), "recording");
+    try {
+      forward(lane, given, products);
+    } catch (...) {
+      if (!cuda_.capture_end(lane.stream, &graph) && graph) cuda_.graph_destroy(graph);
+      throw;
+    }
+    cuda_.check(cuda_.capture_end(lane.stream, &graph), "recording");
+    const int status = cuda_.graph_prepare(&run, graph, 0);
+    cuda_.graph_destroy(graph);
+    if (status) run = nullptr;
+    cuda_.check(status, "recording");
+  }
+  cuda_.check(cuda_.graph_launch(run, lane.stream), "a recorded graph");
+}
+
 void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, float* vectors, uint16_t* states) {
   complete();
   int64_t tokens = 0, tiles = 0;
@@ -311,72 +401,44 @@ void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, floa
     if (lengths[i] < 1 || lengths[i] > shape_.places)
       throw std::out_of_range("sequence " + std::to_string(i) + ": expected 1 to " + std::to_string(shape_.places) + " tokens, got " + std::to_string(lengths[i]));
     tokens += lengths[i];
-    tiles += (lengths[i] + each - 1) / each;
+    tiles += blocks(lengths[i], each);
   }
   if (!sequences) return;
   if (tokens > MOST_TOKENS) throw std::out_of_range("expected at most " + std::to_string(MOST_TOKENS) + " tokens at once, got " + std::to_string(tokens));
   for (int64_t i = 0; i < tokens; i++)
     if (ids[i] < 0 || ids[i] >= rows_) throw std::out_of_range("token " + std::to_string(i) + ": expected an id below " + std::to_string(rows_) + ", got " + std::to_string(ids[i]));
 
+  const bool recorded = sequences == 1 && tokens <= RECORDED_TOKENS && !states;
+  Given given{int(tokens), sequences, int(tiles)};
+  if (recorded) {
+    given.tokens = int(round_up(tokens, RECORDED_STEP));
+    given.tiles = int(blocks(given.tokens, each));
+  }
   cuda_.check(cuda_.context_set(context_), "the GPU");
   Taken taken(*this);
   Lane& lane = *taken;
   const size_t hidden = shape_.hidden;
-  Products products(*this, int(tokens));
-  for (int which = 0; which < PRODUCTS; which++) products.algorithms[which] = algorithm(Which(which), int(tokens));
+  Products products(*this, given.tokens);
+  for (int which = 0; which < PRODUCTS; which++) products.algorithms[which] = algorithm(Which(which), given.tokens);
+  lane.hold(shape_, given.tokens, sequences, given.bytes());
 
-  // tiles, ids, places, bounds: one copy.
-  const size_t input_bytes = tiles * sizeof(Tile) + (2 * tokens + sequences + 1) * 4;
-  lane.given.hold(input_bytes), lane.input.hold(input_bytes);
-  lane.x.hold(tokens * hidden * 2), lane.y.hold(tokens * hidden * 2), lane.qkv.hold(tokens * hidden * 6);
-  lane.wide.hold(tokens * std::max(shape_.hidden, shape_.intermediate) * 2);
-  lane.out.hold(sequences * hidden * 4), lane.vectors.hold(sequences * hidden * 4);
   auto* tile = static_cast<Tile*>(lane.given.at);
-  int* id = reinterpret_cast<int*>(tile + tiles);
-  int *place = id + tokens, *bound = place + tokens, start = 0;
+  int* id = reinterpret_cast<int*>(tile + given.tiles);
+  int *place = id + given.tokens, *bound = place + given.tokens, start = 0;
+  const Tile* const end = tile + given.tiles;
   for (int i = 0; i < sequences; i++) {
     bound[i] = start;
-    for (int query = 0; query < lengths[i]; query += each) *tile++ = {start, lengths[i], query, 0};
+    for (int query = 0; query < lengths[i] || (recorded && tile < end); query += each) *tile++ = {start, lengths[i], query, 0};
     for (int j = 0; j < lengths[i]; j++) id[start + j] = int(ids[start + j]), place[start + j] = j;
     start += lengths[i];
   }
   bound[sequences] = start;
-  cuda_.check(cuda_.to_device(lane.input.there, lane.given.at, input_bytes, lane.stream), "copying tokens");
+  for (int i = start; i < given.tokens; i++) id[i] = place[i] = 0;  // beyond the text's end
 
-  const Pointer there_tiles = lane.input.there;
-  Pointer there_ids = there_tiles + tiles * sizeof(Tile), there_places = there_ids + tokens * 4, there_bounds = there_places + tokens * 4;
-  int n = int(tokens), count = int(tiles);
-  float eps = shape_.norm_eps;
-  const unsigned by_token = blocks(tokens, WARPS);
-  Pointer tiles_argument = there_tiles;
-  {
-    void* arguments[] = {&there_ids, &there_places, &table_, &positions_, &embedding_norm_[0], &embedding_norm_[1], &eps, &lane.x.there, &n};
-    launch(lane, embed_, by_token, 1, THREADS, arguments);
-  }
-  const auto normalise = [&](Pointer* norm) {
-    void* arguments[] = {&lane.y.there, &norm[0], &norm[1], &eps, &lane.x.there, &n};
-    launch(lane, normalise_, by_token, 1, THREADS, arguments);
-  };
-  for (int layer = 0; layer < shape_.layers; layer++) {
-    multiply(lane, products, layer, QKV, lane.x.there, 0, lane.qkv.there);
-    // What attention gives stands where the wide states will be.
-    void* attended[] = {&lane.qkv.there, &lane.wide.there, &tiles_argument, &count};
-    launch(lane, attend_, blocks(tiles, WARPS), shape_.heads, THREADS, attended);
-    multiply(lane, products, layer, ATTENTION_OUT, lane.wide.there, lane.x.there, lane.y.there);
-    normalise(layers_[layer].attention_norm);
-    multiply(lane, products, layer, WIDEN, lane.x.there, 0, lane.wide.there);
-    if (gelu_apart_) {
-      int parts = int(tokens * shape_.intermediate / 8);
-      void* arguments[] = {&lane.wide.there, &parts};
-      launch(lane, gelu_, blocks(parts, 256), 1, 256, arguments);
-    }
-    multiply(lane, products, layer, NARROW, lane.wide.there, lane.x.there, lane.y.there);
-    normalise(layers_[layer].output_norm);
-  }
-  int mean = shape_.mean, unit = shape_.normalise;
-  void* pooled[] = {&lane.x.there, &there_bounds, &mean, &unit, &lane.out.there};
-  launch(lane, pool_, unsigned(sequences), 1, 128, pooled);
-  cuda_.check(cuda_.to_host(lane.vectors.at, lane.out.there, sequences * hidden * 4, lane.stream), "copying vectors");
+  if (recorded)
+    replay(lane, given, products);
+  else
+    forward(lane, given, products);
   if (states) {
     lane.states.hold(tokens * hidden * 2);
     cuda_.check(cuda_.to_host(lane.states.at, lane.x.there, tokens * hidden * 2, lane.stream), "copying states");

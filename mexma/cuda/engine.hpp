@@ -47,7 +47,10 @@ class Engine {
   struct Matrix;
   struct Layer;
   struct Products;
+  struct Given;
   class Taken;
+  void forward(Lane& lane, const Given& given, const Products& products);
+  void replay(Lane& lane, const Given& given, const Products& products);
   void multiply(Lane& lane, const Products& products, int layer, Which which, Pointer in, Pointer residual, Pointer out);
   void launch(Lane& lane, Function function, unsigned across, unsigned down, unsigned threads, void** arguments) const;
   Algorithm algorithm(Which which, int tokens);

@@ -53,6 +53,12 @@ Libraries::Libraries(const Paths& paths) {
   driver.get(event_destroy, "cuEventDestroy_v2");
   driver.get(event_record, "cuEventRecord");
   driver.get(event_wait, "cuEventSynchronize");
+  driver.get(capture_begin, "cuStreamBeginCapture_v2");
+  driver.get(capture_end, "cuStreamEndCapture");
+  driver.get(graph_prepare, "cuGraphInstantiateWithFlags");
+  driver.get(graph_destroy, "cuGraphDestroy");
+  driver.get(graph_launch, "cuGraphLaunch");
+  driver.get(graph_run_destroy, "cuGraphExecDestroy");
 
   compiler.get(program_create, "nvrtcCreateProgram");
   compiler.get(program_compile, "nvrtcCompileProgram");

@@ -24,6 +24,8 @@ using Module = Opaque*;
 using Function = Opaque*;
 using Stream = Opaque*;
 using Event = Opaque*;
+using Graph = Opaque*;
+using GraphRun = Opaque*;
 using Program = Opaque*;
 using LtHandle = Opaque*;
 using MatmulDescription = Opaque*;
@@ -42,7 +44,7 @@ struct Heuristic {  // cublasLtMatmulHeuristicResult_t
 };
 
 constexpr int COMPUTE_CAPABILITY_MAJOR = 75, COMPUTE_CAPABILITY_MINOR = 76;  // CUdevice_attribute
-constexpr unsigned STREAM_NON_BLOCKING = 1, EVENT_BLOCKING_UNTIMED = 3;
+constexpr unsigned STREAM_NON_BLOCKING = 1, EVENT_BLOCKING_UNTIMED = 3, CAPTURE_THREAD_LOCAL = 1;
 constexpr int TYPE_F32 = 0, TYPE_F16 = 2, COMPUTE_F32 = 68;  // cudaDataType_t, cublasComputeType_t
 constexpr int MATMUL_TRANSPOSE_A = 3, MATMUL_EPILOGUE = 7, MATMUL_BIAS = 8, TRANSPOSED = 1;
 constexpr int EPILOGUE_BIAS = 4, EPILOGUE_GELU_BIAS = 36;
@@ -83,6 +85,12 @@ class Libraries {
   int (*event_destroy)(Event);
   int (*event_record)(Event, Stream);
   int (*event_wait)(Event);
+  int (*capture_begin)(Stream, int);
+  int (*capture_end)(Stream, Graph*);
+  int (*graph_prepare)(GraphRun*, Graph, unsigned long long);
+  int (*graph_destroy)(Graph);
+  int (*graph_launch)(GraphRun, Stream);
+  int (*graph_run_destroy)(GraphRun);
 
   int (*program_create)(Program*, const char*, const char*, int, const char* const*, const char* const*);
   int (*program_compile)(Program, int, const char* const*);

@@ -387,12 +387,18 @@ class Batcher:
             with self._arrived:
                 self.cost.observe(self._computed(outcome.batch), outcome.engine_s)
                 if self._lanes.items:
-                    self.pace.observe(sum(map(len, outcome.batch)), outcome.engine_s)
+                    self.pace.observe(
+                        sum([entry.length for entry in outcome.batch]), outcome.engine_s
+                    )
         self._on_loop(self._settle_batch, outcome)
 
     def _computed(self, batch: list[Entry]) -> int:
         """Tokens that the engine computes for a batch, padding included."""
-        return len(batch) * max(map(len, batch)) if self._pads else sum(map(len, batch))
+        return (
+            len(batch) * max([entry.length for entry in batch])
+            if self._pads
+            else sum([entry.length for entry in batch])
+        )
 
     def _on_loop(self, what: Callable[..., None], *arguments: object) -> None:
         if self._loop is None:
@@ -423,7 +429,7 @@ class Batcher:
         if self._observer:
             self._observer.batch_done(
                 items=len(batch),
-                tokens=sum(map(len, batch)),
+                tokens=sum([entry.length for entry in batch]),
                 padded_tokens=self._computed(batch),
                 seconds=outcome.seconds,
             )

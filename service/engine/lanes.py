@@ -1,4 +1,4 @@
-"""What waits, and what of it runs next: two lanes, fair between clients, grouped by length.
+"""What waits, and what of it runs next: two lanes, fair between clients.
 
 Pure: no threads, no event loop, no clock of its own (times are arguments), so that every promise
 is tested by the order of what `take` returns (`tests/service/engine/test_lanes.py`):
@@ -9,6 +9,8 @@ is tested by the order of what `take` returns (`tests/service/engine/test_lanes.
 - while a light interactive client is about, heavy ones and bulk work run in batches of at most
   `quantum` tokens, so that it does not wait long for the one that is running;
 - while no interactive client is about at all, batches of bulk work may be larger;
+- sequences of like length run together where the engine pads; where it does not, each client's run in the
+  order in which they came, so that a request is not spread over more batches than it needs;
 - equal sequences that wait or run are computed once;
 - a batch gives vectors of its sequences or states of their tokens, and not some of each.
 
@@ -65,9 +67,13 @@ class Entry:
     receivers: list[tuple[Any, int]] = field(default_factory=list)
     running: bool = False
     states: bool = False
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = len(self.ids)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.length
 
 
 @dataclass(eq=False, slots=True)
@@ -238,35 +244,35 @@ class Lanes:
             elif not self._interactive_about(now):
                 items = items * self.bulk_batch_tokens // self.max_batch_tokens
                 budget = self.bulk_batch_tokens
-            candidates = _fairly(flows, [inf] * len(flows), items)
+            caps = [inf] * len(flows)
         else:
             budget = min(budget, most)
             light = self._light_about(now, quantum)
-            candidates = _fairly(
-                flows,
-                [quantum if light and not self._is_light(f, now, quantum) else inf for f in flows],
-                items,
-            )
+            caps = [
+                quantum if light and not self._is_light(f, now, quantum) else inf for f in flows
+            ]
         # Who wants the other waits for a batch of its own, and has its turn like everybody.
-        candidates = [c for c in candidates if c.states == head.states]
         if head.states:  # as large as vectors times the tokens: no larger batches than the usual
             budget = min(budget, self.max_batch_tokens)
-        chosen = take_batch(
-            [len(c.ids) for c in candidates],
-            candidates.index(head),
-            max_tokens=int(budget),
-            max_items=items,
-            pads=self._pads,
-        )
-        batch = [candidates[i] for i in chosen]
+        if self._pads:
+            candidates = [c for c in _fairly(flows, caps, items) if c.states == head.states]
+            chosen = take_batch(
+                [c.length for c in candidates],
+                candidates.index(head),
+                max_tokens=int(budget),
+                max_items=items,
+            )
+            batch = [candidates[i] for i in chosen]
+        else:
+            batch = _by_turn(flows, caps, states=head.states, tokens=budget, items=items)
         queue.clock = flows[0].served
         for entry in batch:
-            queue.flows[entry.client].served += len(entry.ids)
+            queue.flows[entry.client].served += entry.length
             self._dequeue(entry)
             entry.running = True
         if not queue.items:  # an idle lane owes nobody anything
             queue.clock = max(queue.clock, *(queue.flows[e.client].served for e in batch))
-        self._settle_debt(lane, sum(map(len, batch)))
+        self._settle_debt(lane, sum([entry.length for entry in batch]))
         self._sweep(now)
         return batch
 
@@ -330,21 +336,21 @@ class Lanes:
         flow.waiting[entry] = None
         if first:
             flow.waiting.move_to_end(entry, last=False)
-        flow.come(len(entry.ids), now)
-        flow.tokens += len(entry.ids)
+        flow.come(entry.length, now)
+        flow.tokens += entry.length
         queue.items += 1
-        queue.tokens += len(entry.ids)
-        self.tokens += len(entry.ids)
+        queue.tokens += entry.length
+        self.tokens += entry.length
         self.items += 1
 
     def _dequeue(self, entry: Entry) -> None:
         queue = self._queues[entry.lane]
         flow = queue.flows[entry.client]
         del flow.waiting[entry]
-        flow.tokens -= len(entry.ids)
+        flow.tokens -= entry.length
         queue.items -= 1
-        queue.tokens -= len(entry.ids)
-        self.tokens -= len(entry.ids)
+        queue.tokens -= entry.length
+        self.tokens -= entry.length
         self.items -= 1
 
     def _sweep(self, now: float) -> None:
@@ -374,10 +380,55 @@ def _fairly(flows: list[_Flow], caps: list[float], items: int) -> list[Entry]:
     for flow, cap in zip(islice(flows, most), caps, strict=False):
         tokens = 0
         for entry in islice(flow.waiting, share):
-            tokens += len(entry.ids)
+            tokens += entry.length
             if tokens > cap and found:
                 break
             found.append(entry)
+    return found
+
+
+@dataclass(eq=False, slots=True)
+class _Turn:
+    """What a batch may take of one flow: the next entry, those after it, and so many tokens."""
+
+    entry: Entry | None
+    rest: Iterator[Entry]
+    cap: float
+
+
+def _by_turn(
+    flows: list[_Flow], caps: list[float], *, states: bool, tokens: float, items: int
+) -> list[Entry]:
+    """At most `tokens` and `items` of waiting entries: of each flow the oldest, and of all flows as much
+    as of any, as far as they have it.
+
+    caps: tokens that a flow may contribute. The oldest entry of the first flow, whose turn it is, always
+    is among them, however long; a long one of another waits for its turn. states: what is to be computed.
+    """
+    found: list[Entry] = []
+    turns = []
+    for flow, cap in zip(islice(flows, items), caps, strict=False):
+        entries = iter(flow.waiting)
+        rest = (e for e in entries if e.states == states)
+        turns.append(_Turn(next(rest, None), rest, cap))
+    while turns and len(found) < items:
+        share, room = tokens / len(turns), max(1, (items - len(found)) // len(turns))
+        again = []
+        for turn in turns:
+            most, taken, count = min(share, turn.cap), 0, 0
+            while (entry := turn.entry) is not None and count < room and len(found) < items:
+                fits = entry.length <= tokens and entry.length <= turn.cap
+                if found and not (fits and (not count or taken + entry.length <= most)):
+                    break
+                found.append(entry)
+                count += 1
+                taken += entry.length
+                tokens -= entry.length
+                turn.cap -= entry.length
+                turn.entry = next(turn.rest, None)
+            if count and turn.entry is not None:
+                again.append(turn)
+        turns = again
     return found
 
 

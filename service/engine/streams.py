@@ -164,7 +164,7 @@ class Streams:
 
     def _tokens_beside(self, stream: _Stream) -> int:
         others = (s for s in self._streams if s is not stream and s.since is not None)
-        return sum(sum(map(len, s.owed)) for s in others)
+        return sum(entry.length for s in others for entry in s.owed)
 
     def _attempt(self, stream: _Stream, batch: list[Entry], owed: list[Entry]) -> Outcome | None:
         """Run `batch`; None when this thread has been given up meanwhile."""

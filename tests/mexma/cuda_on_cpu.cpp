@@ -154,7 +154,7 @@ namespace {
 std::map<std::string, int> failing;  // calls that go well before one fails
 std::mutex one_at_a_time;
 std::string options_seen;
-int major_version = 9;
+int major_version = 9, graphs_recorded = 0;
 
 bool fails(const char* name) {
   const auto found = failing.find(name);
@@ -170,25 +170,59 @@ T* pointer(void** arguments, int i) { return reinterpret_cast<T*>(argument<unsig
 using Call = std::function<void()>;
 using Kernel = Call (*)(void**);
 
+// What a stream was given while it was recorded.
+using Recorded = std::vector<Call>;
+thread_local Recorded* recording = nullptr;
+
+void now_or_later(Call call) {
+  if (recording)
+    recording->push_back(std::move(call));
+  else
+    call();
+}
+
 Call call_embed(void** a) {
-  return [=] { embed(pointer<int>(a, 0), pointer<int>(a, 1), pointer<Half>(a, 2), pointer<float>(a, 3), pointer<float>(a, 4), pointer<float>(a, 5), argument<float>(a, 6), pointer<Half>(a, 7), argument<int>(a, 8)); };
+  return [a0 = pointer<int>(a, 0), a1 = pointer<int>(a, 1), a2 = pointer<Half>(a, 2), a3 = pointer<float>(a, 3), a4 = pointer<float>(a, 4), a5 = pointer<float>(a, 5), a6 = argument<float>(a, 6), a7 = pointer<Half>(a, 7), a8 = argument<int>(a, 8)] { embed(a0, a1, a2, a3, a4, a5, a6, a7, a8); };
 }
 Call call_normalise(void** a) {
-  return [=] { normalise(pointer<Half>(a, 0), pointer<float>(a, 1), pointer<float>(a, 2), argument<float>(a, 3), pointer<Half>(a, 4), argument<int>(a, 5)); };
+  return [a0 = pointer<Half>(a, 0), a1 = pointer<float>(a, 1), a2 = pointer<float>(a, 2), a3 = argument<float>(a, 3), a4 = pointer<Half>(a, 4), a5 = argument<int>(a, 5)] { normalise(a0, a1, a2, a3, a4, a5); };
 }
 Call call_gelu(void** a) {
-  return [=] { gelu(pointer<Half>(a, 0), argument<int>(a, 1)); };
+  return [a0 = pointer<Half>(a, 0), a1 = argument<int>(a, 1)] { gelu(a0, a1); };
 }
 Call call_attend(void** a) {
-  return [=] { attend(pointer<Half>(a, 0), pointer<Half>(a, 1), pointer<Tile>(a, 2), argument<int>(a, 3)); };
+  return [a0 = pointer<Half>(a, 0), a1 = pointer<Half>(a, 1), a2 = pointer<Tile>(a, 2), a3 = argument<int>(a, 3)] { attend(a0, a1, a2, a3); };
 }
 Call call_pool(void** a) {
-  return [=] { pool(pointer<Half>(a, 0), pointer<int>(a, 1), argument<int>(a, 2), argument<int>(a, 3), pointer<float>(a, 4)); };
+  return [a0 = pointer<Half>(a, 0), a1 = pointer<int>(a, 1), a2 = argument<int>(a, 2), a3 = argument<int>(a, 3), a4 = pointer<float>(a, 4)] { pool(a0, a1, a2, a3, a4); };
 }
 
 struct Description { int transposed = 0, epilogue = 1; unsigned long long bias = 0; };
 struct Layout { uint64_t rows, columns; int64_t stride; };
 struct Heuristic { uint64_t algorithm[8]; size_t bytes; int state; float waves; int reserved[4]; };
+
+}  // namespace
+
+namespace {
+
+void multiply(Description description, Layout la, Layout lb, Layout ld, const uint16_t* weights, const uint16_t* in, const uint16_t* residual, float by, float times, uint16_t* out) {
+  const auto* bias = reinterpret_cast<const uint16_t*>(description.bias);
+  std::vector<float> wide_weights(la.rows * la.columns), row(lb.rows);
+  for (uint64_t n = 0; n < la.columns; n++)
+    for (uint64_t k = 0; k < la.rows; k++) wide_weights[n * la.rows + k] = from_half(weights[n * la.stride + k]);
+  for (uint64_t t = 0; t < lb.columns; t++) {
+    for (uint64_t k = 0; k < lb.rows; k++) row[k] = from_half(in[t * lb.stride + k]);
+    for (uint64_t n = 0; n < la.columns; n++) {
+      float sum = 0;
+      for (uint64_t k = 0; k < la.rows; k++) sum += wide_weights[n * la.rows + k] * row[k];
+      sum *= by;
+      if (times) sum += times * from_half(residual[t * ld.stride + n]);
+      sum += from_half(bias[n]);
+      if (description.epilogue == 36) sum *= 0.5f * (1 + std::tanh(0.7978845608f * (sum + 0.044715f * sum * sum * sum)));
+      out[t * ld.stride + n] = to_half(sum);
+    }
+  }
+}
 
 }  // namespace
 
@@ -198,6 +232,7 @@ API void fail(const char* name, int after) {
   if (after < 0) failing.erase(name);
   else failing[name] = after;
 }
+API void heal() { failing.clear(); }
 API void be_version(int major) { major_version = major; }
 API const char* options() { return options_seen.c_str(); }
 
@@ -220,10 +255,12 @@ API int cuModuleGetFunction(void** function, void*, const char* name) {
 }
 API int cuLaunchKernel(void* function, unsigned across, unsigned down, unsigned, unsigned threads, unsigned, unsigned, unsigned, void*, void** arguments, void**) {
   if (fails("cuLaunchKernel")) return 700;
-  std::lock_guard<std::mutex> lock(one_at_a_time);
-  const Call call = reinterpret_cast<Kernel>(function)(arguments);
-  for (blockIdx.y = 0; blockIdx.y < down; blockIdx.y++)
-    for (blockIdx.x = 0; blockIdx.x < across; blockIdx.x++) lanes::run_block(int(threads), call);
+  const Call call = reinterpret_cast<Kernel>(function)(arguments);  // arguments are read now, as CUDA does
+  now_or_later([=] {
+    std::lock_guard<std::mutex> lock(one_at_a_time);
+    for (blockIdx.y = 0; blockIdx.y < down; blockIdx.y++)
+      for (blockIdx.x = 0; blockIdx.x < across; blockIdx.x++) lanes::run_block(int(threads), call);
+  });
   return 0;
 }
 // Filled, so that what is read before it is written shows.
@@ -236,8 +273,8 @@ API int cuMemAlloc_v2(unsigned long long* at, size_t bytes) { return fails("cuMe
 API int cuMemFree_v2(unsigned long long at) { return std::free(reinterpret_cast<void*>(at)), 0; }
 API int cuMemAllocHost_v2(void** at, size_t bytes) { return *at = filled(bytes), 0; }
 API int cuMemFreeHost(void* at) { return std::free(at), 0; }
-API int cuMemcpyHtoDAsync_v2(unsigned long long to, const void* from, size_t bytes, void*) { return std::memcpy(reinterpret_cast<void*>(to), from, bytes), 0; }
-API int cuMemcpyDtoHAsync_v2(void* to, unsigned long long from, size_t bytes, void*) { return std::memcpy(to, reinterpret_cast<void*>(from), bytes), fails("cuMemcpyDtoHAsync_v2") ? 719 : 0; }
+API int cuMemcpyHtoDAsync_v2(unsigned long long to, const void* from, size_t bytes, void*) { return now_or_later([=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); }), 0; }
+API int cuMemcpyDtoHAsync_v2(void* to, unsigned long long from, size_t bytes, void*) { return now_or_later([=] { std::memcpy(to, reinterpret_cast<void*>(from), bytes); }), fails("cuMemcpyDtoHAsync_v2") ? 719 : 0; }
 API int cuStreamCreate(void** stream, unsigned) { return *stream = stream, 0; }
 API int cuStreamDestroy_v2(void*) { return 0; }
 API int cuStreamSynchronize(void*) { return fails("cuStreamSynchronize") ? 719 : 0; }
@@ -245,6 +282,18 @@ API int cuEventCreate(void** event, unsigned) { return *event = event, 0; }
 API int cuEventDestroy_v2(void*) { return 0; }
 API int cuEventRecord(void*, void*) { return 0; }
 API int cuEventSynchronize(void*) { return 0; }
+
+API int cuStreamBeginCapture_v2(void*, int) { return fails("cuStreamBeginCapture_v2") ? 900 : (recording = new Recorded, 0); }
+API int cuStreamEndCapture(void*, void** graph) { return *graph = recording, recording = nullptr, fails("cuStreamEndCapture") ? 901 : 0; }
+API int cuGraphInstantiateWithFlags(void** run, void* graph, unsigned long long) { return fails("cuGraphInstantiateWithFlags") ? 2 : (graphs_recorded++, *run = new Recorded(*static_cast<Recorded*>(graph)), 0); }
+API int cuGraphDestroy(void* graph) { return delete static_cast<Recorded*>(graph), 0; }
+API int cuGraphLaunch(void* run, void*) {
+  if (fails("cuGraphLaunch")) return 700;
+  for (const Call& call : *static_cast<Recorded*>(run)) call();
+  return 0;
+}
+API int cuGraphExecDestroy(void* run) { return delete static_cast<Recorded*>(run), 0; }
+API int recorded() { return graphs_recorded; }
 
 API int nvrtcCreateProgram(void** program, const char*, const char*, int, const char* const*, const char* const*) { return *program = program, 0; }
 API int nvrtcCompileProgram(void*, int n, const char* const* options) {
@@ -282,25 +331,11 @@ API int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*,
 API int cublasLtMatmul(void*, void* how, const void* alpha, const void* a, void* a_layout, const void* b, void* b_layout, const void* beta, const void* c,
                        void*, void* d, void* d_layout, const uint64_t* algorithm, void*, size_t, void*) {
   if (fails("cublasLtMatmul") || *algorithm < 7 || *algorithm > 8) return 14;
-  const auto& description = *static_cast<Description*>(how);
-  const auto &la = *static_cast<Layout*>(a_layout), &lb = *static_cast<Layout*>(b_layout), &ld = *static_cast<Layout*>(d_layout);
+  const auto description = *static_cast<Description*>(how);
+  const auto la = *static_cast<Layout*>(a_layout), lb = *static_cast<Layout*>(b_layout), ld = *static_cast<Layout*>(d_layout);
   if (description.transposed != 1 || la.rows != lb.rows || ld.rows != la.columns || ld.columns != lb.columns) return 7;
   const auto *weights = static_cast<const uint16_t*>(a), *in = static_cast<const uint16_t*>(b), *residual = static_cast<const uint16_t*>(c);
-  const auto* bias = reinterpret_cast<const uint16_t*>(description.bias);
-  std::vector<float> wide_weights(la.rows * la.columns), row(lb.rows);
-  for (uint64_t n = 0; n < la.columns; n++)
-    for (uint64_t k = 0; k < la.rows; k++) wide_weights[n * la.rows + k] = from_half(weights[n * la.stride + k]);
-  for (uint64_t t = 0; t < lb.columns; t++) {
-    for (uint64_t k = 0; k < lb.rows; k++) row[k] = from_half(in[t * lb.stride + k]);
-    for (uint64_t n = 0; n < la.columns; n++) {
-      float sum = 0;
-      for (uint64_t k = 0; k < la.rows; k++) sum += wide_weights[n * la.rows + k] * row[k];
-      sum *= *static_cast<const float*>(alpha);
-      if (const float times = *static_cast<const float*>(beta)) sum += times * from_half(residual[t * ld.stride + n]);
-      sum += from_half(bias[n]);
-      if (description.epilogue == 36) sum *= 0.5f * (1 + std::tanh(0.7978845608f * (sum + 0.044715f * sum * sum * sum)));
-      static_cast<uint16_t*>(d)[t * ld.stride + n] = to_half(sum);
-    }
-  }
+  const float by = *static_cast<const float*>(alpha), times = *static_cast<const float*>(beta);
+  now_or_later([=] { multiply(description, la, lb, ld, weights, in, residual, by, times, static_cast<uint16_t*>(d)); });
   return 0;
 }

@@ -80,8 +80,7 @@ def gpus(tmp_path_factory) -> dict[int, Gpu]:
 def gpu(gpus) -> Iterator[Gpu]:
     """Of heads of 32 components; whole again afterwards."""
     yield gpus[32]
-    for name in FAILURES:
-        gpus[32].fails(name, -1)
+    gpus[32].heal()
     gpus[32].be_version(9)
 
 
@@ -198,6 +197,48 @@ def test_alone_as_in_any_batch(weights, gpus, batch):
     assert np.array_equal(engine.run(shuffled.tokens, shuffled.lengths), together[order])
     alone = [engine.run(ids, np.array([len(ids)], np.int32))[0] for ids in batch.sequences]
     assert np.array_equal(np.array(alone), together)
+
+
+def test_one_text_is_recorded_once_for_all_about_as_long(weights, gpus, batch):
+    """And again where memory has moved, which a graph of before would not know."""
+    engine, recorded = loaded(weights, gpus[32]), gpus[32].recorded
+    whole = engine.run(batch.tokens, batch.lengths)
+
+    def one(row: int, length: int | None = None) -> np.ndarray:
+        ids = batch.sequences[row][:length]
+        return engine.run(ids, np.array([len(ids)], np.int32))[0]
+
+    before = recorded()
+    assert np.array_equal(one(0), whole[0]) and recorded() == before + 1  # 3 tokens
+    assert np.array_equal(one(2), whole[2]) and np.array_equal(one(10), whole[10])  # 4 and 16
+    assert recorded() == before + 1
+    for row in (4, 1, 8, 4, 1, 8):  # 33, 100 and 128 tokens
+        assert np.array_equal(one(row), whole[row])
+    assert recorded() == before + 4
+    many = TokenBatch.pad([*batch.sequences] * 3, 1)
+    engine.run(many.tokens, many.lengths)
+    assert np.array_equal(one(0), whole[0]) and recorded() == before + 5
+    assert np.array_equal(engine.token_states(batch.tokens, batch.lengths).shape, (530, 64))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags",
+        "cuGraphLaunch", "cublasLtMatmul",
+    ],
+)  # fmt: skip
+def test_a_recording_that_fails_is_an_error_and_not_the_end(weights, gpu, batch, name):
+    engine, ids = loaded(weights, gpu), batch.sequences[2]
+    length = np.array([len(ids)], np.int32)
+    gpu.fails(name)
+    with pytest.raises(
+        RuntimeError, match=r"recording: the test|a recorded graph: the test|a product"
+    ):
+        engine.run(ids, length)
+    gpu.fails(name, -1)
+    expected = loaded(weights, gpu).run(ids, length)
+    assert np.array_equal(engine.run(ids, length), expected)
 
 
 def test_several_threads_at_once(weights, gpus, few):

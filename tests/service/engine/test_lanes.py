@@ -295,6 +295,48 @@ def test_an_engine_that_does_not_pad_gets_any_lengths_together(pads, together):
     assert sorted((len(e.ids) for e in lanes.take(0, quantum=100)), reverse=True) == together
 
 
+def test_an_engine_that_does_not_pad_finishes_one_request_before_it_begins_the_next():
+    """Lengths as they come, whatever they are: grouped by length, both would be in every batch."""
+    waiting = Waiting(max_batch_tokens=100, max_batch_items=100, pads=False)
+    first = waiting.add("a", 5, 60, 10, 25)
+    second = waiting.add("a", 5, 60, 10, 25)
+    assert waiting.take() == first
+    assert waiting.take() == second
+
+
+def test_clients_share_each_batch_of_an_engine_that_does_not_pad_and_the_rest_fills_it():
+    waiting = Waiting(max_batch_tokens=200, max_batch_items=100, pads=False)
+    for client in ("a", "b"):
+        waiting.add(client, *[10] * 50)
+    waiting.add("c", 10)
+    by_client = dict.fromkeys("abc", 0)
+    for entry in waiting.take(quantum=inf):
+        by_client[entry.client] += len(entry)
+    assert by_client == {"a": 100, "b": 90, "c": 10}
+    waiting.add("d", *[10] * 3)
+    batch = waiting.take(quantum=inf)
+    assert tokens(batch) == 200 and clients(batch) == {"a", "b", "d"}
+
+
+def test_so_they_do_where_texts_are_counted():
+    waiting = Waiting(max_batch_tokens=10_000, max_batch_items=8, pads=False)
+    for client in ("a", "b", "c"):
+        waiting.add(client, *[10] * 50)
+    batch = waiting.take(quantum=inf)
+    assert len(batch) == 8
+    assert sorted(sum(e.client == c for e in batch) for c in "abc") == [2, 3, 3]
+
+
+def test_a_long_text_that_does_not_fit_waits_for_its_turn_and_nothing_of_its_client_overtakes_it():
+    waiting = Waiting(max_batch_tokens=100, max_batch_items=100, pads=False)
+    waiting.add("a", *[10] * 5)
+    long, *_ = waiting.add("b", 90, 10)
+    assert clients(waiting.take(quantum=inf)) == {"a"}
+    waiting.add("a", 10)
+    batch = waiting.take(quantum=inf)
+    assert batch[0] is long and tokens(batch) == 100
+
+
 def wait_s(waiting: Waiting, client: str, lane: Lane = "interactive", now: float = 0.0) -> float:
     return waiting.lanes.wait_s(client, lane, 10, tokens_per_s=100.0, now=now)
 
