@@ -1,6 +1,15 @@
 # make serve · make test · make lint · make bench · make docs
 PYTHON ?= python3
+# make serve DEVICE=cuda: on a GPU, from an environment of its own.
+DEVICE ?= cpu
+ifeq ($(DEVICE),cuda)
+VENV   ?= .venv-cuda
+EXTRA  := gpu
+export MEXMA_DEVICE := cuda
+else
 VENV   ?= .venv
+EXTRA  := cpu
+endif
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -9,9 +18,9 @@ ifdef PORT
 export MEXMA_PORT := $(PORT)
 endif
 
-# An installation without a compiler goes on without the engine. Where there is one now, it is made up for.
+# An installation without a compiler goes on without our own engines. Where there is one now, it is made up for.
 engine: $(VENV)/.serve
-	@ls mexma/native/_engine*.so >/dev/null 2>&1 || ! command -v g++ >/dev/null || $(PIP) install -q --no-deps -c constraints.txt -e .
+	@ls mexma/native/_engine*.so mexma/cuda/_engine*.so >/dev/null 2>&1 || ! command -v g++ >/dev/null || $(PIP) install -q --no-deps -c constraints.txt -e .
 
 .PHONY: help engine serve dev test lint fuzz sanitize bench docs browser compiler tools sbom audit image clean
 
@@ -82,11 +91,11 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}")'
 	$(PYTHON) -m venv $(VENV)
 
-# What the native engine is compiled from; an installation compiles it.
-NATIVE := $(wildcard mexma/native/*.cpp mexma/native/*.hpp)
+# What our own engines are compiled from; an installation compiles them.
+NATIVE := $(wildcard mexma/native/*.cpp mexma/native/*.hpp mexma/cuda/*.cpp mexma/cuda/*.hpp)
 
 $(VENV)/.serve: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
-	$(PIP) install -q -c constraints.txt -e '.[cpu]'
+	$(PIP) install -q -c constraints.txt -e '.[$(EXTRA)]'
 	@touch $@
 
 # --group needs pip 25.1. The extra export brings torch.

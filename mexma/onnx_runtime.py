@@ -1,4 +1,4 @@
-"""An artifact under ONNX Runtime: what CUDA uses, and a CPU where our own engine cannot run it.
+"""An artifact under ONNX Runtime, where our own engines cannot run it.
 
 On CUDA it is the artifact's packed graph that runs, where there is one: tokens end to end, in attention by a
 kernel that takes any lengths. The padded graph's attention is cuDNN's there, which plans for each shape of
