@@ -10,6 +10,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -67,14 +68,14 @@ class Arena:
 
     def read_ids(self, layout: Layout) -> list[NDArray[np.int64]]:
         """The sequences, copied. Raises ValueError when the lengths do not add up."""
-        lengths = self._view(layout.lengths, LENGTH, layout.count).copy()
-        if lengths.min() < 1 or int(lengths.sum()) != layout.tokens:
+        lengths = self._view(layout.lengths, LENGTH, layout.count).tolist()
+        if min(lengths) < 1 or sum(lengths) != layout.tokens:
             raise ValueError(
-                f"expected {layout.tokens} tokens in {layout.count} sequences, found "
-                f"{int(lengths.sum())}"
+                f"expected {layout.tokens} tokens in {layout.count} sequences, found {sum(lengths)}"
             )
         ids = self._view(layout.ids, ID, layout.tokens).copy()
-        return np.split(ids, np.cumsum(lengths)[:-1])
+        ends = accumulate(lengths)
+        return [ids[end - length : end] for end, length in zip(ends, lengths, strict=True)]
 
     def write_vectors(self, layout: Layout, vectors: NDArray[np.float32]) -> None:
         self._view(layout.vectors, COMPONENT, layout.count * layout.dim)[:] = vectors.reshape(-1)

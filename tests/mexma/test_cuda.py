@@ -28,6 +28,7 @@ from tests.tiny import tiny_tokenizer_json
 from training.checkpoint import Checkpoint
 from training.encoder import Encoder, EncoderConfig
 
+DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "models" / "default"
 HEADS = {32: 2, 64: 1, 128: 1}
 """Components of a head, and how many there are: all that the kernels know."""
 LONGEST = 128
@@ -50,30 +51,22 @@ class Gpu(ctypes.CDLL):
         self.fail(name.encode(), after)
 
 
+def build(out: Path, head: int, heads: int) -> subprocess.Popen[bytes]:
+    """Compile the stand-in for a model's shape."""
+    source = Path(__file__).with_name("cuda_on_cpu.cpp")
+    shape = [f"-DHEAD={head}", f"-DHIDDEN={head * heads}"]
+    command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", *shape, str(source), "-o", str(out)]
+    return subprocess.Popen(command)
+
+
 @pytest.fixture(scope="session")
 def gpus(tmp_path_factory) -> dict[int, Gpu]:
     """By the components of a head."""
     folder = tmp_path_factory.mktemp("cuda")
-    source = Path(__file__).with_name("cuda_on_cpu.cpp")
-    running = {}
-    for head, heads in HEADS.items():
-        shape = [f"-DHEAD={head}", f"-DHIDDEN={head * heads}"]
-        out = folder / f"{head}.so"
-        command = [
-            "g++",
-            "-std=c++17",
-            "-O2",
-            "-shared",
-            "-fPIC",
-            *shape,
-            str(source),
-            "-o",
-            str(out),
-        ]
-        running[out] = (head, subprocess.Popen(command))
-    for _, process in running.values():
+    running = {head: build(folder / f"{head}.so", head, heads) for head, heads in HEADS.items()}
+    for process in running.values():
         assert process.wait() == 0
-    return {head: Gpu(out) for out, (head, _) in running.items()}
+    return {head: Gpu(folder / f"{head}.so") for head in running}
 
 
 @pytest.fixture
@@ -427,6 +420,18 @@ def test_texts_come_out_as_under_onnx_runtime(artifacts, on_gpu):
     expected = encode(OnnxEncoder(path, engine="onnxruntime"), texts)
     engine = OnnxEncoder(path, device="cuda", engine="cuda")
     assert engine.engine == "cuda, fp16"
+    assert (encode(engine, texts) * expected).sum(1).min() > 0.9999
+
+
+def test_the_default_model_as_it_is(tmp_path, monkeypatch):
+    """Its 8-bit weights in fp16 and its 4-bit tokens, beside ONNX Runtime's fp32 of them."""
+    assert build(tmp_path / "default.so", 32, 12).wait() == 0
+    libraries = Gpu(tmp_path / "default.so").libraries
+    monkeypatch.setattr(Libraries, "found", classmethod(lambda cls: libraries))
+    engine = OnnxEncoder(DEFAULT_MODEL, device="cuda")
+    assert engine.engine == "cuda, fp16"
+    texts = [parallel_pairs(lang)[0][i] for i, lang in enumerate(("fi", "ja", "ar", "de"))]
+    expected = encode(OnnxEncoder(DEFAULT_MODEL, engine="onnxruntime"), texts)
     assert (encode(engine, texts) * expected).sum(1).min() > 0.9999
 
 
