@@ -2,6 +2,9 @@
 PYTHON ?= python3
 # make serve DEVICE=cuda: on a GPU, from an environment of its own.
 DEVICE ?= cpu
+ifeq ($(filter cpu cuda,$(DEVICE)),)
+$(error DEVICE is cpu or cuda, not $(DEVICE))
+endif
 ifeq ($(DEVICE),cuda)
 VENV   ?= .venv-cuda
 EXTRA  := gpu
@@ -27,7 +30,7 @@ engine: $(VENV)/.serve
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
-serve: $(VENV)/.serve engine ## install what serving needs, once, and serve the default model
+serve: $(VENV)/.serve engine ## install what serving needs, once, and serve the default model (PORT=9000, DEVICE=cuda)
 	@exec $(BIN)/mexma-serve
 
 test: compiler lint browser tools ## install what tests need, once; lint, types, floors, docs and all tests
@@ -101,8 +104,8 @@ $(VENV)/.serve: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 # --group needs pip 25.1. The extra export brings torch.
 $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	$(PIP) install -q -U 'pip>=25.1'
-	$(PIP) install -q -c constraints.txt -e '.[cpu,otel,export,evaluate,milvus]' --group dev
+	$(PIP) install -q -c constraints.txt -e '.[$(EXTRA),otel,export,evaluate,milvus]' --group dev
 	@touch $@ $(VENV)/.serve
 
 clean: ## remove what was installed and cached; collections stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf .venv .venv-cuda $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

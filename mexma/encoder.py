@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mexma.artifact import Artifact, Manifest, open_artifact
 from mexma.batching import split_batches
-from mexma.errors import ArtifactError
+from mexma.errors import ArtifactError, NonFiniteVector
 from mexma.session import Device, Engine, Session
 from mexma.text import TextTokenizer, TokenBatch
 
@@ -89,7 +89,8 @@ class OnnxEncoder:
         """Load the model into a new session; a call that hangs in the old one keeps that alone.
 
         Raises as the constructor does, and goes on with the old session then. So it does where
-        another artifact has taken this one's place: it may not answer by this one's fingerprint.
+        another artifact has taken this one's place, which may not answer by this one's fingerprint, and where
+        the engine that computed so far cannot be had again: batches are made for it.
         """
         found = open_artifact(self._artifact.path)
         if found.fingerprint != self.fingerprint:
@@ -97,7 +98,9 @@ class OnnxEncoder:
                 f"{found.path}: expected the artifact {self.fingerprint} that was loaded from there, "
                 f"found {found.fingerprint}"
             )
-        self.session = self._open()
+        again = self._open(engine=self.session.engine)
+        again.reason = self.session.reason
+        self.session = again
 
     @property
     def fingerprint(self) -> str:
@@ -135,12 +138,16 @@ def encode(
 ) -> NDArray[np.float32]:
     """Vectors float32 `[len(texts), dim]`, in the order of `texts`, outside any server.
 
-    Length-grouped as the service would do it. Texts beyond the encoder's limit are
-    truncated on the right. Raises InputError for texts that cannot be embedded.
+    Length-grouped. Texts beyond the encoder's limit are truncated on the right. Raises InputError for
+    texts that cannot be embedded, and NonFiniteVector.
     """
     sequences = [t.ids for t in encoder.tokenizer.encode(texts)]
     out = np.empty((len(sequences), encoder.manifest.dim), np.float32)
     lengths = [len(s) for s in sequences]
     for batch in split_batches(lengths, max_tokens=max_batch_tokens, max_items=max_batch_items):
         out[batch] = encoder.run([sequences[i] for i in batch])
+        finite = np.isfinite(out[batch]).all(axis=1)
+        if not finite.all():
+            item = batch[int(np.argmin(finite))]
+            raise NonFiniteVector(f"item {item}: its vector is not finite", item=item)
     return out

@@ -59,19 +59,13 @@ class OnnxRuntime:
             raise DeviceUnavailable(
                 f"device {device} was asked for, but the installed onnxruntime offers only "
                 f"{', '.join(ort.get_available_providers())}; install the extra "
-                f"{'gpu' if device == 'cuda' else 'cpu'} or choose another device"
+                f"{'gpu (make serve DEVICE=cuda)' if device == 'cuda' else 'cpu'} or choose another device"
             )
         manifest = artifact.manifest
         missing = _load_cuda_libraries() if device == "cuda" else ""
         packed = packed or (artifact.packed if device == "cuda" else None)
         self.packed = packed is not None
         model = packed or artifact.model
-        if device == "cuda" and packed is None:
-            log.warning(
-                "%s (%s) pads its batches on a GPU; faster there, in half precision and without padding: "
-                "mexma-export %s OUT --precision fp16",
-                manifest.name, manifest.precision, artifact.path,
-            )  # fmt: skip
         try:
             self._session = ort.InferenceSession(
                 str(model), _options(threads), providers=[provider]
@@ -81,9 +75,15 @@ class OnnxRuntime:
         if self._session.get_providers()[0] != provider:
             raise DeviceUnavailable(
                 f"device {device} was asked for, but the runtime could not start it "
-                f"({missing or 'driver missing or too old?'}) and would have run on "
+                f"({missing or 'driver missing or too old? nvidia-smi tells'}) and would have run on "
                 f"{self._session.get_providers()[0]}"
             )
+        if device == "cuda" and packed is None:
+            log.warning(
+                "%s (%s) pads its batches on a GPU; faster there, in half precision and without padding: "
+                "mexma-export %s OUT --precision fp16",
+                manifest.name, manifest.precision, artifact.path,
+            )  # fmt: skip
         self._session.disable_fallback()
         inputs = tuple(i.name for i in self._session.get_inputs())
         outputs = {o.name: o.shape for o in self._session.get_outputs()}

@@ -3,13 +3,14 @@
 That is one of our own (`mexma.native` on a CPU, `mexma.cuda` on a GPU), where it was built, can run
 there, and computes the artifact within its promise; else ONNX Runtime. Which one runs and why is in
 `engine` and `reason`; the service says both. This and `mexma.onnx_runtime` are the one place that imports
-an inference runtime. The export's parity gate runs this very class, so what was proved is what is served.
+an inference runtime. The export's parity gate runs this very class, on a CPU: what was proved is what is
+served there. That the GPU's engine gives the same vectors, `benchmarks.gpu` proves on a machine with one.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,22 +62,24 @@ class Session:
         its inputs and outputs are not those of the manifest.
         """
         self.device = device
+        self.engine: Engine
         self.threads = threads or len(os.sched_getaffinity(0))
         self.reason = ""
         self._own: native.NativeEncoder | cuda.CudaEncoder | None = None
         self._onnx: OnnxRuntime | None = None
         if engine != "onnxruntime":
             if device != ("cuda" if engine == "cuda" else "cpu") and engine != "auto":
+                own = "cuda" if engine == "cuda" else "cpu"
                 raise DeviceUnavailable(
-                    f"engine {engine} runs on {'cuda' if engine == 'cuda' else 'cpu'}, and device {device} "
-                    "was asked for; leave one out"
+                    f"engine {engine} runs on {own}, and the device is {device}; ask for device {own}, or "
+                    "for another engine"
                 )
             try:
                 (self._load_cuda if device == "cuda" else self._load_native)(artifact, engine)
             except UNFIT as error:
                 if engine != "auto":
                     raise DeviceUnavailable(f"engine {engine} cannot be used: {error}") from error
-                self.reason = str(error)
+                self.reason = repr(error) if isinstance(error, KeyError) else str(error)
         if self._own is None:
             try:
                 self._onnx = OnnxRuntime(artifact, device=device, threads=self.threads)
@@ -99,7 +102,7 @@ class Session:
             mean_pooling=manifest.pooling == "mean",
             normalise=manifest.architecture["normalise"],
         )
-        self.engine, self.arithmetic = kernel.name, kernel.arithmetic
+        self.engine, self.arithmetic = cast(Engine, kernel.name), kernel.arithmetic
 
     def _load_cuda(self, artifact: Artifact, _: Engine) -> None:
         manifest = artifact.manifest

@@ -82,17 +82,18 @@ class Table:
     bits: int
     rows: int
 
-    def widened(self) -> Float:
-        """float32 `[rows, hidden]`, as look-ups give them."""
+    def widened(self, start: int = 0, stop: int | None = None) -> Float:
+        """float32 `[rows, hidden]`, as look-ups give them, of rows `start` to `stop`."""
+        chosen = slice(start, stop)
         if self.scales is None:
             stored = np.float32 if self.bits == 32 else np.float16
-            return self.codes.view(stored).reshape(self.rows, -1).astype(np.float32)
-        codes = self.codes.view(np.uint8).reshape(self.rows, -1)
+            return self.codes.view(stored).reshape(self.rows, -1)[chosen].astype(np.float32)
+        codes = self.codes.view(np.uint8).reshape(self.rows, -1)[chosen]
         if self.bits == 4:  # low half first
-            codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(self.rows, -1)
+            codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1)
         signed = codes.astype(np.float32) - (1 << (self.bits - 1))
-        scales = self.scales.view(np.float16).astype(np.float32).reshape(self.rows, -1, 1)
-        return (signed.reshape(self.rows, -1, BLOCK) * scales).reshape(self.rows, -1)
+        scales = self.scales.view(np.float16).reshape(self.rows, -1)[chosen].astype(np.float32)
+        return (signed.reshape(*scales.shape, BLOCK) * scales[..., None]).reshape(len(codes), -1)
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,13 @@ class _Reader:
     def encoder(self) -> EncoderWeights:
         shape = self.manifest.architecture
         embedding, *work = self._work(shape)
-        norm_eps = float(embedding.numbers["epsilon"])
+        self.norm_eps = norm_eps = float(embedding.numbers["epsilon"])
         layers, state = [], embedding.outputs[0]
         for index in range(shape["layers"]):
             part = work[index * len(self.kinds) : (index + 1) * len(self.kinds)]
             layer, state = self._layer(part, state, shape["heads"])
             layers.append(layer)
+        self._pooled(work[len(self.kinds) * shape["layers"] :], state)
         first, hidden = shape["first_position"], shape["hidden"]
         positions = self._array("encoder.embeddings.positions.weight")[first:]
         head = self._head(work[len(self.kinds) * shape["layers"] :]) if shape["head"] else None
@@ -163,6 +165,17 @@ class _Reader:
         )
         self._fit(weights, hidden)
         return weights
+
+    def _pooled(self, after: list[Operator], state: str) -> None:
+        """That what is pooled is the last layer's state, cast or not."""
+        wanted = "Mul" if self.manifest.pooling == "mean" else "Gather"
+        pooling = next(o for o in after if o.kind == wanted)
+        made = [self.made_by.get(name) for name in pooling.inputs]
+        found = {
+            *pooling.inputs,
+            *(o.inputs[0] for o in made if o is not None and o.kind == "Cast"),
+        }
+        self._same(state in found, True, "the last layer's state is what is pooled")
 
     def _fit(self, weights: EncoderWeights, hidden: int) -> None:
         """That all shapes are those of one encoder, and the manifest's."""
@@ -227,12 +240,17 @@ class _Reader:
             at += part[at].kind != end
             inputs.append(part[at])
             at += 1
-        query, key, value = (self._linear(end, state) for end in inputs)
+        query, key, value = [
+            self._linear(end, state) for end in inputs
+        ]  # of a generator, StopIteration would be another error
         attention, _, out, added, normed, _, widened, gelu, _, narrow, added_again, output = part[
             at:
         ]
         self._same(attention.numbers["num_heads"], heads, "attention heads")
         self._same(attention.inputs[:3], tuple(i.outputs[0] for i in inputs), "inputs of attention")
+        self._same(set(attention.numbers), {"num_heads"}, "attributes of attention")
+        self._same(attention.inputs[3:4] in ((), ("",)), True, "no biases within attention")
+        self._same([*filter(None, attention.inputs[5:])], [], "more inputs of attention")
         middle = normed.outputs[0]
         layer = Layer(
             query=query,
@@ -251,6 +269,7 @@ class _Reader:
         ):
             self._same(set(sums.inputs), {before, product.outputs[0]}, "what is added")
             self._same(norm.inputs[0], sums.outputs[0], "what is normalised")
+            self._same(norm.numbers["epsilon"], self.norm_eps, "epsilon of a normalisation")
         return layer, output.outputs[0]
 
     def _linear(self, end: Operator, state: str) -> Linear:

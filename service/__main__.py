@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     # uvicorn finishes what it accepted and then raises the signal again for whoever had it
     # before: that is us, and an orderly end is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     try:
         serve(_settings())
     except MexmaError as error:
@@ -174,6 +175,7 @@ def _serve_all(
         _run(settings, listener, app, delay_s=settings.drain_delay_s)
     else:  # from the folder, which is this user's alone, only workers come, and they have gone
         plain: dict[str, Any] = {"ssl_certfile": None, "ssl_keyfile": None}
+        listener.close()  # or it would stay open, and answer nobody, when the workers have closed theirs
         socket_there = listen(folder / HTTP_SOCKET)
         _run(settings, socket_there, answering(app), forwarded_allow_ips="*", **plain)
 

@@ -51,9 +51,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_server(folder: Path, *, script: str | None = None, **settings: object) -> Server:
+def start_server(
+    folder: Path, *, script: str | None = None, own_group: bool = False, **settings: object
+) -> Server:
     """Start `mexma-serve` with its data in `folder`; returns before it is ready. script: run this
-    in its place."""
+    in its place. own_group: of processes, so that a signal can be sent to all of them."""
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEXMA_")}
     environment |= {"MEXMA_PORT": str(port), "MEXMA_DATA_DIR": str(folder / "data")}
@@ -70,6 +72,7 @@ def start_server(folder: Path, *, script: str | None = None, **settings: object)
             stdout=output,
             stderr=output,
             cwd=ROOT,
+            process_group=0 if own_group else None,
         )
     return Server(f"http://127.0.0.1:{port}", process, log)
 

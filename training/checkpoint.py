@@ -56,7 +56,7 @@ def load_checkpoint(
     prefix: str | None = None,
     max_tokens: int | None = None,
 ) -> Checkpoint:
-    """Read `source`: our checkpoint, an artifact in fp32 or compact, a Hugging Face directory, or a hub
+    """Read `source`: our checkpoint, an artifact in fp32, compact or fp16, a Hugging Face directory, or a hub
     name "owner/model".
 
     pooling: "first_token" or "mean"; needed when the source does not say, refused when it

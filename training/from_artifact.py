@@ -30,7 +30,7 @@ def read_artifact(path: Path) -> tuple[Encoder, bytes, Manifest]:
         config = EncoderConfig(**artifact.manifest.architecture)
     except (ArtifactError, TypeError) as error:
         raise CheckpointError(
-            f"{error}; an artifact can be trained further where it is fp32 or compact"
+            f"{error}; an artifact can be trained further where it is fp32, compact or fp16"
         ) from None
     encoder = Encoder(config)
     encoder.load_state_dict(_tensors(weights, config), strict=True)

@@ -76,6 +76,7 @@ struct Engine::Lane {
   const Libraries& cuda;
   Stream stream = nullptr;
   Event done = nullptr;
+  bool records = true;  // until it could not
   Memory given, vectors, states;  // of the host
   Memory input, x, y, qkv, wide, out, workspace;
   GraphRun recorded[RECORDED_TOKENS / RECORDED_STEP] = {};
@@ -83,11 +84,17 @@ struct Engine::Lane {
   explicit Lane(const Libraries& libraries)
       : cuda(libraries), given(cuda, true), vectors(cuda, true), states(cuda, true), input(cuda, false), x(cuda, false),
         y(cuda, false), qkv(cuda, false), wide(cuda, false), out(cuda, false), workspace(cuda, false) {
-    cuda.check(cuda.stream_create(&stream, STREAM_NON_BLOCKING), "stream");
-    cuda.check(cuda.event_create(&done, EVENT_BLOCKING_UNTIMED), "event");
-    workspace.hold(WORKSPACE);
+    try {
+      workspace.hold(WORKSPACE);
+      cuda.check(cuda.stream_create(&stream, STREAM_NON_BLOCKING), "stream");
+      cuda.check(cuda.event_create(&done, EVENT_BLOCKING_UNTIMED), "event");
+    } catch (...) {
+      end();
+      throw;
+    }
   }
-  ~Lane() {
+  ~Lane() { end(); }
+  void end() {
     if (stream) cuda.stream_wait(stream);
     forget();
     if (done) cuda.event_destroy(done);
@@ -137,15 +144,21 @@ struct Engine::Products {
   Algorithm algorithms[PRODUCTS] = {};
 
   Products(const Engine& engine, int tokens) : cuda(engine.cuda_) {
-    for (int which = 0; which < PRODUCTS; which++) make(engine, which, tokens);
+    try {
+      for (int which = 0; which < PRODUCTS; which++) make(engine, which, tokens);
+    } catch (...) {
+      end();
+      throw;
+    }
   }
-  ~Products() {
+  ~Products() { end(); }
+
+ private:
+  void end() {
     for (auto* layouts : {weights, in, out})
       for (int which = 0; which < PRODUCTS; which++)
         if (layouts[which]) cuda.layout_destroy(layouts[which]);
   }
-
- private:
   void make(const Engine& engine, int which, int tokens) {
     const int k = engine.inputs(which), n = engine.outputs(which);
     cuda.check_other(cuda.layout_create(&weights[which], TYPE_F16, k, n, k), "a matrix's layout");
@@ -153,6 +166,31 @@ struct Engine::Products {
     cuda.check_other(cuda.layout_create(&out[which], TYPE_F16, n, tokens, n), "a matrix's layout");
   }
 };
+
+// The engine's context as this thread's own, for as long as this lives.
+class Engine::Current {
+ public:
+  explicit Current(const Engine& engine) : cuda_(engine.cuda_) { cuda_.check(cuda_.context_push(engine.held_.context), "the GPU"); }
+  ~Current() {
+    Context before;
+    cuda_.context_pop(&before);
+  }
+  Current(const Current&) = delete;
+
+ private:
+  const Libraries& cuda_;
+};
+
+Engine::Held::~Held() {
+  if (!context) return;
+  cuda.context_push(context);
+  for (MatmulDescription description : descriptions) cuda.matmul_destroy(description);
+  for (const Pointer pointer : uploaded) cuda.release(pointer);
+  if (lt) cuda.lt_destroy(lt);
+  if (module) cuda.module_unload(module);
+  cuda.context_pop(&context);
+  cuda.context_release(number);
+}
 
 // A lane for the time of one call.
 class Engine::Taken {
@@ -176,66 +214,75 @@ class Engine::Taken {
   std::unique_ptr<Lane> lane_;
 };
 
+namespace {
+
+// Machine code of the kernels for `architecture`.
+std::vector<char> compiled(const Libraries& cuda, const Shape& shape, const std::string& kernels, const std::string& architecture, const std::string& device) {
+  struct Held {
+    const Libraries& cuda;
+    Program program = nullptr;
+    ~Held() {
+      if (program) cuda.program_destroy(&program);
+    }
+  } held{cuda};
+  cuda.check_other(cuda.program_create(&held.program, kernels.c_str(), "kernels.cu", 0, nullptr, nullptr), "NVRTC");
+  const std::string options[] = {
+      "--gpu-architecture=" + architecture, "-std=c++17", "-DHIDDEN=" + std::to_string(shape.hidden), "-DHEAD=" + std::to_string(shape.hidden / shape.heads)};
+  const char* given[] = {options[0].c_str(), options[1].c_str(), options[2].c_str(), options[3].c_str()};
+  const int status = cuda.program_compile(held.program, 4, given);
+  size_t size = 0;
+  if (status) {
+    cuda.program_log_size(held.program, &size);
+    std::string log(size, '\0');
+    cuda.program_log(held.program, log.data());
+    throw CudaError("NVRTC does not compile for " + device + " (" + architecture + ", status " + std::to_string(status) + "): " + log.c_str());
+  }
+  cuda.check_other(cuda.program_code_size(held.program, &size), "NVRTC");
+  std::vector<char> code(size);
+  cuda.check_other(cuda.program_code(held.program, code.data()), "NVRTC");
+  return code;
+}
+
+}  // namespace
+
 Engine::Engine(const Shape& shape, const std::string& kernels, const Paths& paths, bool gelu_apart)
-    : shape_(checked(shape)), cuda_(paths), gelu_apart_(gelu_apart), layers_(shape.layers) {
+    : shape_(checked(shape)), cuda_(paths), gelu_apart_(gelu_apart), held_(cuda_), layers_(shape.layers) {
   cuda_.check(cuda_.init(0), "CUDA");
   int count = 0, major = 0, minor = 0;
   cuda_.check(cuda_.device_count(&count), "GPUs");
   if (count < 1) throw CudaError("there is no GPU");
-  cuda_.check(cuda_.device_get(&number_, 0), "the first GPU");
+  cuda_.check(cuda_.device_get(&held_.number, 0), "the first GPU");
   char name[256] = {};
-  cuda_.check(cuda_.device_name(name, sizeof name - 1, number_), "the first GPU's name");
+  cuda_.check(cuda_.device_name(name, sizeof name - 1, held_.number), "the first GPU's name");
   device_ = name;
-  cuda_.check(cuda_.device_attribute(&major, COMPUTE_CAPABILITY_MAJOR, number_), "the first GPU's version");
-  cuda_.check(cuda_.device_attribute(&minor, COMPUTE_CAPABILITY_MINOR, number_), "the first GPU's version");
+  cuda_.check(cuda_.device_attribute(&major, COMPUTE_CAPABILITY_MAJOR, held_.number), "the first GPU's version");
+  cuda_.check(cuda_.device_attribute(&minor, COMPUTE_CAPABILITY_MINOR, held_.number), "the first GPU's version");
   if (major < 8) throw CudaError("expected a GPU of compute capability 8.0 or more, " + device_ + " has " + std::to_string(major) + "." + std::to_string(minor));
-
-  Program program = nullptr;
-  cuda_.check_other(cuda_.program_create(&program, kernels.c_str(), "kernels.cu", 0, nullptr, nullptr), "NVRTC");
-  const std::string options[] = {
-      "--gpu-architecture=sm_" + std::to_string(major) + std::to_string(minor), "-std=c++17",
-      "-DHIDDEN=" + std::to_string(shape.hidden), "-DHEAD=" + std::to_string(shape.hidden / shape.heads)};
-  const char* given[] = {options[0].c_str(), options[1].c_str(), options[2].c_str(), options[3].c_str()};
-  const int status = cuda_.program_compile(program, 4, given);
-  size_t size = 0;
-  if (status) {
-    cuda_.program_log_size(program, &size);
-    std::string log(size, '\0');
-    cuda_.program_log(program, log.data());
-    cuda_.program_destroy(&program);
-    throw CudaError("NVRTC does not compile for " + device_ + " (" + options[0] + ", status " + std::to_string(status) + "): " + log.c_str());
-  }
-  cuda_.check_other(cuda_.program_code_size(program, &size), "NVRTC");
-  std::vector<char> code(size);
-  cuda_.check_other(cuda_.program_code(program, code.data()), "NVRTC");
-  cuda_.program_destroy(&program);
-
-  cuda_.check(cuda_.context_retain(&context_, number_), "the first GPU");
-  cuda_.check(cuda_.context_set(context_), "the first GPU");
-  cuda_.check(cuda_.module_load(&module_, code.data()), "the kernels");
+  const std::vector<char> code = compiled(cuda_, shape_, kernels, "sm_" + std::to_string(major) + std::to_string(minor), device_);
+  Context context = nullptr;
+  cuda_.check(cuda_.context_retain(&context, held_.number), "the first GPU");
+  held_.context = context;
+  const Current current(*this);
+  cuda_.check(cuda_.module_load(&held_.module, code.data()), "the kernels");
   const struct { Function& function; const char* name; } functions[] = {
       {embed_, "embed"}, {normalise_, "normalise"}, {gelu_, "gelu"}, {attend_, "attend"}, {pool_, "pool"}};
-  for (const auto& f : functions) cuda_.check(cuda_.module_function(&f.function, module_, f.name), f.name);
-  cuda_.check_other(cuda_.lt_create(&lt_), "cuBLAS");
+  for (const auto& f : functions) cuda_.check(cuda_.module_function(&f.function, held_.module, f.name), f.name);
+  cuda_.check_other(cuda_.lt_create(&held_.lt), "cuBLAS");
 }
 
 Engine::~Engine() {
-  if (context_) cuda_.context_set(context_);
-  idle_.clear();
-  for (auto& layer : layers_)
-    for (auto& matrix : layer.matrices)
-      if (matrix.description) cuda_.matmul_destroy(matrix.description);
-  for (const Pointer pointer : uploaded_) cuda_.release(pointer);
-  if (lt_) cuda_.lt_destroy(lt_);
-  if (module_) cuda_.module_unload(module_);
-  if (context_) cuda_.context_release(number_);
+  try {
+    const Current current(*this);
+    idle_.clear();
+  } catch (const CudaError&) {  // then there is nothing to give back to
+  }
 }
 
 Pointer Engine::upload(const void* values, size_t bytes) {
-  cuda_.check(cuda_.context_set(context_), "the GPU");
+  const Current current(*this);
   Pointer there = 0;
   cuda_.check(cuda_.allocate(&there, bytes), ("GPU memory for weights, " + std::to_string(bytes >> 20) + " MiB").c_str());
-  uploaded_.push_back(there);
+  held_.uploaded.push_back(there);
   cuda_.check(cuda_.to_device(there, values, bytes, nullptr), "copying weights");
   cuda_.check(cuda_.stream_wait(nullptr), "copying weights");
   return there;
@@ -273,11 +320,14 @@ void Engine::set_matrix(int layer, int which, const void* values, size_t bytes, 
   if (matrix.description) throw std::invalid_argument("matrix " + std::to_string(which) + " is set twice");
   matrix.values = upload(values, bytes);
   matrix.bias = upload(bias, bias_bytes);
-  cuda_.check_other(cuda_.matmul_create(&matrix.description, COMPUTE_F32, TYPE_F32), "a product");
+  MatmulDescription description = nullptr;
+  cuda_.check_other(cuda_.matmul_create(&description, COMPUTE_F32, TYPE_F32), "a product");
+  held_.descriptions.push_back(description);
   const int transposed = TRANSPOSED, epilogue = which == WIDEN && !gelu_apart_ ? EPILOGUE_GELU_BIAS : EPILOGUE_BIAS;
-  cuda_.check_other(cuda_.matmul_set(matrix.description, MATMUL_TRANSPOSE_A, &transposed, sizeof transposed), "a product");
-  cuda_.check_other(cuda_.matmul_set(matrix.description, MATMUL_EPILOGUE, &epilogue, sizeof epilogue), "a product");
-  cuda_.check_other(cuda_.matmul_set(matrix.description, MATMUL_BIAS, &matrix.bias, sizeof matrix.bias), "a product");
+  cuda_.check_other(cuda_.matmul_set(description, MATMUL_TRANSPOSE_A, &transposed, sizeof transposed), "a product");
+  cuda_.check_other(cuda_.matmul_set(description, MATMUL_EPILOGUE, &epilogue, sizeof epilogue), "a product");
+  cuda_.check_other(cuda_.matmul_set(description, MATMUL_BIAS, &matrix.bias, sizeof matrix.bias), "a product");
+  matrix.description = description;
 }
 
 void Engine::complete() const {
@@ -298,7 +348,7 @@ void Engine::multiply(Lane& lane, const Products& products, int layer, Which whi
   const float one = 1, times = residual ? 1 : 0;
   const auto at = [](Pointer pointer) { return reinterpret_cast<void*>(pointer); };
   cuda_.check_other(
-      cuda_.matmul(lt_, matrix.description, &one, at(matrix.values), products.weights[which], at(in), products.in[which], &times, at(residual ? residual : out),
+      cuda_.matmul(held_.lt, matrix.description, &one, at(matrix.values), products.weights[which], at(in), products.in[which], &times, at(residual ? residual : out),
                    products.out[which], at(out), products.out[which], &products.algorithms[which], at(lane.workspace.there), WORKSPACE, lane.stream),
       "a product");
 }
@@ -319,7 +369,7 @@ Algorithm Engine::algorithm(Which which, int tokens) {
   cuda_.preference_set(preference, PREFERENCE_WORKSPACE_BYTES, &most, sizeof most);
   Heuristic found;
   int count = 0;
-  const int status = cuda_.heuristics(lt_, layers_[0].matrices[which].description, products.weights[which], products.in[which], products.out[which],
+  const int status = cuda_.heuristics(held_.lt, layers_[0].matrices[which].description, products.weights[which], products.in[which], products.out[which],
                                       products.out[which], preference, 1, &found, &count);
   cuda_.preference_destroy(preference);
   if (status || count < 1) throw CudaError("cuBLAS has no product of this shape, status " + std::to_string(status));
@@ -372,25 +422,22 @@ void Engine::forward(Lane& lane, const Given& given, const Products& products) {
   cuda_.check(cuda_.to_host(lane.vectors.at, lane.out.there, given.sequences * hidden * 4, lane.stream), "copying vectors");
 }
 
-// The same as a graph, recorded at the first use.
-void Engine::replay(Lane& lane, const Given& given, const Products& products) {
-  GraphRun& run = lane.recorded[given.tokens / RECORDED_STEP - 1];
-  if (!run) {
-    Graph graph = nullptr;
-    cuda_.check(cuda_.capture_begin(lane.stream, CAPTURE_THREAD_LOCAL), "recording");
+// Whether `run` is now a graph of the same. Where it cannot be recorded, kernel by kernel has to do.
+bool Engine::record(Lane& lane, const Given& given, const Products& products, GraphRun& run) {
+  if (run || !lane.records) return run;
+  Graph graph = nullptr;
+  bool whole = !cuda_.capture_begin(lane.stream, CAPTURE_RELAXED);
+  if (whole) {
     try {
       forward(lane, given, products);
-    } catch (...) {
-      if (!cuda_.capture_end(lane.stream, &graph) && graph) cuda_.graph_destroy(graph);
-      throw;
+    } catch (const CudaError&) {
+      whole = false;
     }
-    cuda_.check(cuda_.capture_end(lane.stream, &graph), "recording");
-    const int status = cuda_.graph_prepare(&run, graph, 0);
-    cuda_.graph_destroy(graph);
-    if (status) run = nullptr;
-    cuda_.check(status, "recording");
+    whole = !cuda_.capture_end(lane.stream, &graph) && whole;
   }
-  cuda_.check(cuda_.graph_launch(run, lane.stream), "a recorded graph");
+  if (!whole || cuda_.graph_prepare(&run, graph, 0)) run = nullptr, lane.records = false;
+  if (graph) cuda_.graph_destroy(graph);
+  return run;
 }
 
 void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, float* vectors, uint16_t* states) {
@@ -414,13 +461,21 @@ void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, floa
     given.tokens = int(round_up(tokens, RECORDED_STEP));
     given.tiles = int(blocks(given.tokens, each));
   }
-  cuda_.check(cuda_.context_set(context_), "the GPU");
+  const Current current(*this);
   Taken taken(*this);
   Lane& lane = *taken;
   const size_t hidden = shape_.hidden;
   Products products(*this, given.tokens);
   for (int which = 0; which < PRODUCTS; which++) products.algorithms[which] = algorithm(Which(which), given.tokens);
-  lane.hold(shape_, given.tokens, sequences, given.bytes());
+  try {
+    lane.hold(shape_, given.tokens, sequences, given.bytes());
+  } catch (const CudaError&) {  // what others hold and do not use now is in the way
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      idle_.clear();
+    }
+    lane.hold(shape_, given.tokens, sequences, given.bytes());
+  }
 
   auto* tile = static_cast<Tile*>(lane.given.at);
   int* id = reinterpret_cast<int*>(tile + given.tiles);
@@ -435,8 +490,9 @@ void Engine::run(const int64_t* ids, const int32_t* lengths, int sequences, floa
   bound[sequences] = start;
   for (int i = start; i < given.tokens; i++) id[i] = place[i] = 0;  // beyond the text's end
 
-  if (recorded)
-    replay(lane, given, products);
+  GraphRun* run = recorded ? &lane.recorded[given.tokens / RECORDED_STEP - 1] : nullptr;
+  if (run && record(lane, given, products, *run))
+    cuda_.check(cuda_.graph_launch(*run, lane.stream), "a recorded graph");
   else
     forward(lane, given, products);
   if (states) {

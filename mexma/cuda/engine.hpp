@@ -42,6 +42,19 @@ class Engine {
   const std::string& device() const { return device_; }
 
  private:
+  // What is taken of the machine, given back when the engine goes or could not be made.
+  struct Held {
+    const Libraries& cuda;
+    int number = 0;
+    Context context = nullptr;
+    Module module = nullptr;
+    LtHandle lt = nullptr;
+    std::vector<Pointer> uploaded;
+    std::vector<MatmulDescription> descriptions;
+    explicit Held(const Libraries& libraries) : cuda(libraries) {}
+    ~Held();
+  };
+  class Current;
   struct Memory;
   struct Lane;
   struct Matrix;
@@ -50,7 +63,7 @@ class Engine {
   struct Given;
   class Taken;
   void forward(Lane& lane, const Given& given, const Products& products);
-  void replay(Lane& lane, const Given& given, const Products& products);
+  bool record(Lane& lane, const Given& given, const Products& products, GraphRun& run);
   void multiply(Lane& lane, const Products& products, int layer, Which which, Pointer in, Pointer residual, Pointer out);
   void launch(Lane& lane, Function function, unsigned across, unsigned down, unsigned threads, void** arguments) const;
   Algorithm algorithm(Which which, int tokens);
@@ -63,12 +76,8 @@ class Engine {
   const Libraries cuda_;
   const bool gelu_apart_;
   std::string device_;
-  int number_ = 0;
-  Context context_ = nullptr;
-  Module module_ = nullptr;
+  Held held_;
   Function embed_, normalise_, gelu_, attend_, pool_;
-  LtHandle lt_ = nullptr;
-  std::vector<Pointer> uploaded_;
   Pointer table_ = 0, positions_ = 0;
   int64_t rows_ = 0;
   Pointer embedding_norm_[2] = {};

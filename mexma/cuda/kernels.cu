@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(256) gelu(Half* values, int parts) 
   float x[8];
   widened(reinterpret_cast<Four*>(values)[part], x);
 #pragma unroll
-  for (int j = 0; j < 8; j++) x[j] *= normcdff(x[j]);
+  for (int j = 0; j < 8; j++) x[j] = x[j] < -6 ? 0 : x[j] * normcdff(x[j]);  // below, fp16 has nothing but 0
   reinterpret_cast<Four*>(values)[part] = {narrow(x[0], x[1]), narrow(x[2], x[3]), narrow(x[4], x[5]), narrow(x[6], x[7])};
 }
 
@@ -138,7 +138,7 @@ constexpr int KEYS = 32;                // at once
 constexpr int EACH = HEAD / 8;          // components that a lane has of a value
 constexpr int VALUE_TWOS = EACH / 4;    // 8 bytes each
 
-// Attention of up to 32 queries of one sequence and one head, by one warp, without shared memory: what a product sums over
+// Attention of 32 queries (16 with heads of 128) of one sequence and one head, by one warp, without shared memory: what a product sums over
 // may stand in any order, so each lane takes 16 bytes that lie together, of queries and of keys alike, and the columns of
 // a product may be any of a value's, so it takes those that lie together there. The queries come multiplied with log2(e) / sqrt(HEAD).
 //
@@ -148,6 +148,7 @@ extern "C" __global__ void __launch_bounds__(WARP* WARPS) attend(const Half* qkv
   if (item >= count) return;
   const Tile tile = tiles[item];
   const int g = lane / 4, t = lane % 4, last = tile.length - 1;
+  if (tile.query > last) return;  // of a recorded graph for a longer text
   const size_t stride = 3 * HIDDEN;
   const Half* queries = qkv + size_t(tile.start) * stride + blockIdx.y * HEAD;
   const Half *keys = queries + HIDDEN, *values = keys + HIDDEN;

@@ -35,7 +35,8 @@ Libraries::Libraries(const Paths& paths) {
   driver.get(device_attribute, "cuDeviceGetAttribute");
   driver.get(context_retain, "cuDevicePrimaryCtxRetain");
   driver.get(context_release, "cuDevicePrimaryCtxRelease_v2");
-  driver.get(context_set, "cuCtxSetCurrent");
+  driver.get(context_push, "cuCtxPushCurrent_v2");
+  driver.get(context_pop, "cuCtxPopCurrent_v2");
   driver.get(module_load, "cuModuleLoadData");
   driver.get(module_unload, "cuModuleUnload");
   driver.get(module_function, "cuModuleGetFunction");

@@ -44,7 +44,7 @@ struct Heuristic {  // cublasLtMatmulHeuristicResult_t
 };
 
 constexpr int COMPUTE_CAPABILITY_MAJOR = 75, COMPUTE_CAPABILITY_MINOR = 76;  // CUdevice_attribute
-constexpr unsigned STREAM_NON_BLOCKING = 1, EVENT_BLOCKING_UNTIMED = 3, CAPTURE_THREAD_LOCAL = 1;
+constexpr unsigned STREAM_NON_BLOCKING = 1, EVENT_BLOCKING_UNTIMED = 3, CAPTURE_RELAXED = 2;
 constexpr int TYPE_F32 = 0, TYPE_F16 = 2, COMPUTE_F32 = 68;  // cudaDataType_t, cublasComputeType_t
 constexpr int MATMUL_TRANSPOSE_A = 3, MATMUL_EPILOGUE = 7, MATMUL_BIAS = 8, TRANSPOSED = 1;
 constexpr int EPILOGUE_BIAS = 4, EPILOGUE_GELU_BIAS = 36;
@@ -67,7 +67,8 @@ class Libraries {
   int (*device_attribute)(int*, int, Device);
   int (*context_retain)(Context*, Device);
   int (*context_release)(Device);
-  int (*context_set)(Context);
+  int (*context_push)(Context);
+  int (*context_pop)(Context*);
   int (*module_load)(Module*, const void*);
   int (*module_unload)(Module);
   int (*module_function)(Function*, Module, const char*);

@@ -65,7 +65,8 @@ PyObject* set_table(PyObject*, PyObject* arguments) {
     long long rows;
     if (!PyArg_ParseTuple(arguments, "OOL", &capsule, &values, &rows)) return nullptr;
     const Buffer buffer(values, false, -1);
-    engine_of(capsule).set_table(buffer.as<void>(), size_t(buffer.bytes()), rows);
+    Engine& engine = engine_of(capsule);
+    unlocked([&] { engine.set_table(buffer.as<void>(), size_t(buffer.bytes()), rows); });
     Py_RETURN_NONE;
   });
 }
@@ -76,7 +77,8 @@ PyObject* set_vector(PyObject*, PyObject* arguments) {
     int layer, which;
     if (!PyArg_ParseTuple(arguments, "OiiO", &capsule, &layer, &which, &values)) return nullptr;
     const Buffer buffer(values, false, -1);
-    engine_of(capsule).set_vector(layer, which, buffer.as<void>(), size_t(buffer.bytes()));
+    Engine& engine = engine_of(capsule);
+    unlocked([&] { engine.set_vector(layer, which, buffer.as<void>(), size_t(buffer.bytes())); });
     Py_RETURN_NONE;
   });
 }
@@ -87,7 +89,8 @@ PyObject* set_matrix(PyObject*, PyObject* arguments) {
     int layer, which;
     if (!PyArg_ParseTuple(arguments, "OiiOO", &capsule, &layer, &which, &values, &bias)) return nullptr;
     const Buffer matrix(values, false, -1), offsets(bias, false, -1);
-    engine_of(capsule).set_matrix(layer, which, matrix.as<void>(), size_t(matrix.bytes()), offsets.as<void>(), size_t(offsets.bytes()));
+    Engine& engine = engine_of(capsule);
+    unlocked([&] { engine.set_matrix(layer, which, matrix.as<void>(), size_t(matrix.bytes()), offsets.as<void>(), size_t(offsets.bytes())); });
     Py_RETURN_NONE;
   });
 }

@@ -6,8 +6,8 @@ is tested by the order of what `take` returns (`tests/service/engine/test_lanes.
   what bulk is owed;
 - bulk work is never starved: it is owed one token for every `BULK_SHARE` interactive ones;
 - between clients of a lane tokens are shared evenly, whoever sends how much;
-- while a light interactive client is about, heavy ones and bulk work run in batches of at most
-  `quantum` tokens, so that it does not wait long for the one that is running;
+- while a light interactive client is about, a batch has at most `quantum` tokens of each heavy one, and
+  of bulk work, so that it does not wait long for the one that is running;
 - while no interactive client is about at all, batches of bulk work may be larger;
 - sequences of like length run together where the engine pads; where it does not, each client's run in the
   order in which they came, so that a request is not spread over more batches than it needs;
@@ -251,9 +251,9 @@ class Lanes:
             caps = [
                 quantum if light and not self._is_light(f, now, quantum) else inf for f in flows
             ]
-        # Who wants the other waits for a batch of its own, and has its turn like everybody.
         if head.states:  # as large as vectors times the tokens: no larger batches than the usual
             budget = min(budget, self.max_batch_tokens)
+        # Who wants states where these are vectors, or the reverse, waits for a batch of its own.
         if self._pads:
             candidates = [c for c in _fairly(flows, caps, items) if c.states == head.states]
             chosen = take_batch(
@@ -408,8 +408,8 @@ def _by_turn(
     found: list[Entry] = []
     turns = []
     for flow, cap in zip(islice(flows, items), caps, strict=False):
-        entries = iter(flow.waiting)
-        rest = (e for e in entries if e.states == states)
+        near = islice(flow.waiting, max(LOOKAHEAD, BATCHES_AHEAD * items))
+        rest = (e for e in near if e.states == states)
         turns.append(_Turn(next(rest, None), rest, cap))
     while turns and len(found) < items:
         share, room = tokens / len(turns), max(1, (items - len(found)) // len(turns))

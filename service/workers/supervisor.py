@@ -110,6 +110,8 @@ class Supervisor:
             return child
         status = 1
         try:
+            # Of its own group: Ctrl-C, and whoever ends a group, ends the supervisor, and that all in order.
+            os.setpgid(0, 0)
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: sys.exit(0))
@@ -220,6 +222,7 @@ class Supervisor:
     def _end(self) -> None:
         """First the workers, whose requests need the engine, then the engine."""
         self._stopping = True
+        self._listener.close()
         self._finish({*self._workers, *([self._stand_in] if self._stand_in else ())})
         self._finish(set() if self._engine is None else {self._engine})
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -7,6 +7,7 @@
 
 #include <ucontext.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -155,6 +156,11 @@ std::map<std::string, int> failing;  // calls that go well before one fails
 std::mutex one_at_a_time;
 std::string options_seen;
 int major_version = 9, graphs_recorded = 0;
+std::atomic<int> living{0};  // of all that has to be given back
+thread_local int pushed = 0;
+
+int made(int status) { return living += !status, status; }
+int gone(int status) { return living--, status; }
 
 bool fails(const char* name) {
   const auto found = failing.find(name);
@@ -232,6 +238,8 @@ API void fail(const char* name, int after) {
   if (after < 0) failing.erase(name);
   else failing[name] = after;
 }
+API int alive() { return living; }
+API int contexts_left() { return pushed; }
 API void heal() { failing.clear(); }
 API void be_version(int major) { major_version = major; }
 API const char* options() { return options_seen.c_str(); }
@@ -242,11 +250,12 @@ API int cuDeviceGetCount(int* n) { return *n = fails("cuDeviceGetCount") ? 0 : 1
 API int cuDeviceGet(int* device, int) { return *device = 0, 0; }
 API int cuDeviceGetName(char* name, int size, int) { return std::snprintf(name, size, "a CPU that stands for a GPU"), 0; }
 API int cuDeviceGetAttribute(int* value, int which, int) { return *value = which == 75 ? major_version : 0, 0; }
-API int cuDevicePrimaryCtxRetain(void** context, int) { return *context = context, fails("cuDevicePrimaryCtxRetain") ? 2 : 0; }
-API int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
-API int cuCtxSetCurrent(void*) { return 0; }
-API int cuModuleLoadData(void** module, const void*) { return *module = module, fails("cuModuleLoadData") ? 209 : 0; }
-API int cuModuleUnload(void*) { return 0; }
+API int cuDevicePrimaryCtxRetain(void** context, int) { return made(fails("cuDevicePrimaryCtxRetain") ? 2 : (*context = context, 0)); }
+API int cuDevicePrimaryCtxRelease_v2(int) { return gone(0); }
+API int cuCtxPushCurrent_v2(void*) { return pushed++, 0; }
+API int cuCtxPopCurrent_v2(void** context) { return *context = nullptr, pushed--, 0; }
+API int cuModuleLoadData(void** module, const void*) { return made(fails("cuModuleLoadData") ? 209 : (*module = module, 0)); }
+API int cuModuleUnload(void*) { return gone(0); }
 API int cuModuleGetFunction(void** function, void*, const char* name) {
   static const std::map<std::string, Kernel> all = {{"embed", call_embed}, {"normalise", call_normalise}, {"gelu", call_gelu}, {"attend", call_attend}, {"pool", call_pool}};
   const auto found = all.find(name);
@@ -269,33 +278,33 @@ static void* filled(size_t bytes) {
   if (at) std::memset(at, 0xff, bytes);
   return at;
 }
-API int cuMemAlloc_v2(unsigned long long* at, size_t bytes) { return fails("cuMemAlloc_v2") ? 2 : (*at = reinterpret_cast<unsigned long long>(filled(bytes)), 0); }
-API int cuMemFree_v2(unsigned long long at) { return std::free(reinterpret_cast<void*>(at)), 0; }
-API int cuMemAllocHost_v2(void** at, size_t bytes) { return *at = filled(bytes), 0; }
-API int cuMemFreeHost(void* at) { return std::free(at), 0; }
+API int cuMemAlloc_v2(unsigned long long* at, size_t bytes) { return made(fails("cuMemAlloc_v2") ? 2 : (*at = reinterpret_cast<unsigned long long>(filled(bytes)), 0)); }
+API int cuMemFree_v2(unsigned long long at) { return std::free(reinterpret_cast<void*>(at)), gone(0); }
+API int cuMemAllocHost_v2(void** at, size_t bytes) { return made(fails("cuMemAllocHost_v2") ? 2 : (*at = filled(bytes), 0)); }
+API int cuMemFreeHost(void* at) { return std::free(at), gone(0); }
 API int cuMemcpyHtoDAsync_v2(unsigned long long to, const void* from, size_t bytes, void*) { return now_or_later([=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); }), 0; }
 API int cuMemcpyDtoHAsync_v2(void* to, unsigned long long from, size_t bytes, void*) { return now_or_later([=] { std::memcpy(to, reinterpret_cast<void*>(from), bytes); }), fails("cuMemcpyDtoHAsync_v2") ? 719 : 0; }
-API int cuStreamCreate(void** stream, unsigned) { return *stream = stream, 0; }
-API int cuStreamDestroy_v2(void*) { return 0; }
+API int cuStreamCreate(void** stream, unsigned) { return made(fails("cuStreamCreate") ? 2 : (*stream = stream, 0)); }
+API int cuStreamDestroy_v2(void*) { return gone(0); }
 API int cuStreamSynchronize(void*) { return fails("cuStreamSynchronize") ? 719 : 0; }
-API int cuEventCreate(void** event, unsigned) { return *event = event, 0; }
-API int cuEventDestroy_v2(void*) { return 0; }
+API int cuEventCreate(void** event, unsigned) { return made(fails("cuEventCreate") ? 2 : (*event = event, 0)); }
+API int cuEventDestroy_v2(void*) { return gone(0); }
 API int cuEventRecord(void*, void*) { return 0; }
 API int cuEventSynchronize(void*) { return 0; }
 
 API int cuStreamBeginCapture_v2(void*, int) { return fails("cuStreamBeginCapture_v2") ? 900 : (recording = new Recorded, 0); }
-API int cuStreamEndCapture(void*, void** graph) { return *graph = recording, recording = nullptr, fails("cuStreamEndCapture") ? 901 : 0; }
-API int cuGraphInstantiateWithFlags(void** run, void* graph, unsigned long long) { return fails("cuGraphInstantiateWithFlags") ? 2 : (graphs_recorded++, *run = new Recorded(*static_cast<Recorded*>(graph)), 0); }
-API int cuGraphDestroy(void* graph) { return delete static_cast<Recorded*>(graph), 0; }
+API int cuStreamEndCapture(void*, void** graph) { return *graph = recording, recording = nullptr, living++, fails("cuStreamEndCapture") ? 901 : 0; }
+API int cuGraphInstantiateWithFlags(void** run, void* graph, unsigned long long) { return fails("cuGraphInstantiateWithFlags") ? 2 : made((graphs_recorded++, *run = new Recorded(*static_cast<Recorded*>(graph)), 0)); }
+API int cuGraphDestroy(void* graph) { return delete static_cast<Recorded*>(graph), gone(0); }
 API int cuGraphLaunch(void* run, void*) {
   if (fails("cuGraphLaunch")) return 700;
   for (const Call& call : *static_cast<Recorded*>(run)) call();
   return 0;
 }
-API int cuGraphExecDestroy(void* run) { return delete static_cast<Recorded*>(run), 0; }
+API int cuGraphExecDestroy(void* run) { return delete static_cast<Recorded*>(run), gone(0); }
 API int recorded() { return graphs_recorded; }
 
-API int nvrtcCreateProgram(void** program, const char*, const char*, int, const char* const*, const char* const*) { return *program = program, 0; }
+API int nvrtcCreateProgram(void** program, const char*, const char*, int, const char* const*, const char* const*) { return *program = program, made(0); }
 API int nvrtcCompileProgram(void*, int n, const char* const* options) {
   options_seen.clear();
   for (int i = 0; i < n; i++) options_seen += std::string(options[i]) + " ";
@@ -304,12 +313,12 @@ API int nvrtcCompileProgram(void*, int n, const char* const* options) {
 API int nvrtcGetProgramLogSize(void*, size_t* size) { return *size = 22, 0; }
 API int nvrtcGetProgramLog(void*, char* log) { return std::strcpy(log, "error: it is no source"), 0; }
 API int nvrtcGetCUBINSize(void*, size_t* size) { return *size = 1, 0; }
-API int nvrtcGetCUBIN(void*, char* code) { return *code = 0, 0; }
-API int nvrtcDestroyProgram(void**) { return 0; }
+API int nvrtcGetCUBIN(void*, char* code) { return *code = 0, fails("nvrtcGetCUBIN") ? 3 : 0; }
+API int nvrtcDestroyProgram(void**) { return gone(0); }
 
-API int cublasLtCreate(void** handle) { return *handle = handle, 0; }
-API int cublasLtDestroy(void*) { return 0; }
-API int cublasLtMatmulDescCreate(void** out, int, int) { return *out = new Description, 0; }
+API int cublasLtCreate(void** handle) { return made(fails("cublasLtCreate") ? 1 : (*handle = handle, 0)); }
+API int cublasLtDestroy(void*) { return gone(0); }
+API int cublasLtMatmulDescCreate(void** out, int, int) { return *out = new Description, made(0); }
 API int cublasLtMatmulDescSetAttribute(void* at, int which, const void* value, size_t) {
   auto* description = static_cast<Description*>(at);
   if (which == 3) std::memcpy(&description->transposed, value, 4);
@@ -317,12 +326,12 @@ API int cublasLtMatmulDescSetAttribute(void* at, int which, const void* value, s
   if (which == 8) std::memcpy(&description->bias, value, 8);
   return 0;
 }
-API int cublasLtMatmulDescDestroy(void* at) { return delete static_cast<Description*>(at), 0; }
-API int cublasLtMatrixLayoutCreate(void** out, int, uint64_t rows, uint64_t columns, int64_t stride) { return *out = new Layout{rows, columns, stride}, 0; }
-API int cublasLtMatrixLayoutDestroy(void* at) { return delete static_cast<Layout*>(at), 0; }
-API int cublasLtMatmulPreferenceCreate(void** out) { return *out = out, 0; }
+API int cublasLtMatmulDescDestroy(void* at) { return delete static_cast<Description*>(at), gone(0); }
+API int cublasLtMatrixLayoutCreate(void** out, int, uint64_t rows, uint64_t columns, int64_t stride) { return made(fails("cublasLtMatrixLayoutCreate") ? 3 : (*out = new Layout{rows, columns, stride}, 0)); }
+API int cublasLtMatrixLayoutDestroy(void* at) { return delete static_cast<Layout*>(at), gone(0); }
+API int cublasLtMatmulPreferenceCreate(void** out) { return *out = out, made(0); }
 API int cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return 0; }
-API int cublasLtMatmulPreferenceDestroy(void*) { return 0; }
+API int cublasLtMatmulPreferenceDestroy(void*) { return gone(0); }
 API int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int wanted, Heuristic* found, int* count) {
   *count = fails("cublasLtMatmulAlgoGetHeuristic") ? 0 : min(wanted, 2);
   for (int i = 0; i < *count; i++) found[i] = {}, found[i].algorithm[0] = 7 + i;

@@ -6,19 +6,22 @@ import ctypes
 import json
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import mexma.weights
 from mexma import cuda, session
 from mexma.artifact import Artifact, open_artifact
 from mexma.cuda import KERNELS, CudaEncoder, Libraries
 from mexma.encoder import OnnxEncoder, encode
 from mexma.errors import ArtifactError, DeviceUnavailable, EngineError
+from mexma.onnx_file import Graph, Operator, read_graph
 from mexma.sample import parallel_pairs
 from mexma.session import Session
 from mexma.text import TokenBatch
@@ -29,7 +32,7 @@ from training.checkpoint import Checkpoint
 from training.encoder import Encoder, EncoderConfig
 
 DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "models" / "default"
-HEADS = {32: 2, 64: 1, 128: 1}
+HEADS = {32: 2, 64: 5, 128: 3}
 """Components of a head, and how many there are: all that the kernels know."""
 LONGEST = 128
 LENGTHS = (3, 100, 4, 17, 33, 32, 64, 31, LONGEST, 5, 16, 97)
@@ -160,7 +163,7 @@ def test_vectors_and_states_are_torchs(
     assert (engine.run(batch.tokens, batch.lengths) * expected).sum(1).min() > 0.99999
     states = engine.token_states(batch.tokens, batch.lengths)
     assert states.dtype == np.float32
-    assert np.abs(states - expected_states).max() < 0.01
+    assert np.abs(states - expected_states).max() < 0.02
 
 
 @pytest.mark.parametrize(
@@ -207,7 +210,7 @@ def test_one_text_is_recorded_once_for_all_about_as_long(weights, gpus, batch):
     assert recorded() == before + 1
     for row in (4, 1, 8, 4, 1, 8):  # 33, 100 and 128 tokens
         assert np.array_equal(one(row), whole[row])
-    assert recorded() == before + 4
+    assert recorded() == before + 4, "33, 100 and 128 tokens each"
     many = TokenBatch.pad([*batch.sequences] * 3, 1)
     engine.run(many.tokens, many.lengths)
     assert np.array_equal(one(0), whole[0]) and recorded() == before + 5
@@ -215,23 +218,29 @@ def test_one_text_is_recorded_once_for_all_about_as_long(weights, gpus, batch):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags",
-        "cuGraphLaunch", "cublasLtMatmul",
-    ],
-)  # fmt: skip
-def test_a_recording_that_fails_is_an_error_and_not_the_end(weights, gpu, batch, name):
-    engine, ids = loaded(weights, gpu), batch.sequences[2]
+    "name", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"]
+)
+def test_what_cannot_be_recorded_is_run_kernel_by_kernel(weights, gpu, batch, name):
+    ids = batch.sequences[2]
+    length = np.array([len(ids)], np.int32)
+    expected, alive = loaded(weights, gpu).run(ids, length), gpu.alive()
+    gpu.fails(name)
+    engine = loaded(weights, gpu)
+    for _ in range(2):
+        assert np.array_equal(engine.run(ids, length), expected)
+    del engine
+    assert gpu.alive() == alive
+
+
+@pytest.mark.parametrize("name", ["cuGraphLaunch", "cublasLtMatmul"])
+def test_one_text_that_fails_is_an_error_and_not_the_end(weights, gpu, batch, name):
+    engine, ids = loaded(weights, gpu), batch.sequences[1]
     length = np.array([len(ids)], np.int32)
     gpu.fails(name)
-    with pytest.raises(
-        RuntimeError, match=r"recording: the test|a recorded graph: the test|a product"
-    ):
+    with pytest.raises(RuntimeError, match=r"a recorded graph: the test|a product"):
         engine.run(ids, length)
-    gpu.fails(name, -1)
-    expected = loaded(weights, gpu).run(ids, length)
-    assert np.array_equal(engine.run(ids, length), expected)
+    gpu.heal()
+    assert np.array_equal(engine.run(ids, length), loaded(weights, gpu).run(ids, length))
 
 
 def test_several_threads_at_once(weights, gpus, few):
@@ -286,30 +295,65 @@ FAILURES = {
     "cuDevicePrimaryCtxRetain": "the first GPU: the test said so",
     "cuModuleLoadData": "the kernels: the test said so",
     "cuMemAlloc_v2": r"GPU memory for weights, 0 MiB: the test said so \(2\)",
+    "cuMemAllocHost_v2": "memory for copies: the test said so",
+    "cuStreamCreate": "stream: the test said so",
+    "cuEventCreate": "event: the test said so",
     "nvrtcCompileProgram": "NVRTC does not compile for a CPU that stands for a GPU .*it is no source",
+    "nvrtcGetCUBIN": "NVRTC failed with status 3",
     "cuLaunchKernel": r"a kernel: the test said so \(700\)",
-    "cuStreamSynchronize": r"the GPU's work: the test said so \(719\)",
+    "cublasLtCreate": "cuBLAS failed with status 1",
+    "cublasLtMatrixLayoutCreate": "a matrix's layout failed with status 3",
     "cublasLtMatmul": "a product failed with status 14",
     "cublasLtMatmulAlgoGetHeuristic": "cuBLAS has no product of this shape",
     "cuMemcpyDtoHAsync_v2": r"copying vectors: the test said so \(719\)",
 }
 
 
-LATER = ("cuStreamSynchronize",)
-"""What would fail in copying weights already."""
-
-
 @pytest.mark.parametrize("name", list(FAILURES))
-def test_a_failure_is_an_error_and_not_the_end(weights, gpu, few, name):
+def test_what_cannot_compute_is_known_at_load_and_leaves_nothing_behind(weights, gpu, few, name):
+    """Whichever of its calls it is that fails."""
     before = loaded(weights, gpu)
     expected = before.run(few.tokens, few.lengths)
-    engine = before if name in LATER else None
+    alive = gpu.alive()
     gpu.fails(name)
     with pytest.raises(RuntimeError, match=FAILURES[name]):
-        (engine or loaded(weights, gpu)).run(few.tokens, few.lengths)
-    gpu.fails(name, -1)
+        loaded(weights, gpu)
+    later = 0
+    while later < 40:  # and a later one of the same calls
+        later += 3
+        gpu.fails(name, later)
+        try:
+            loaded(weights, gpu)
+        except RuntimeError:
+            continue
+        break
+    gpu.heal()
+    assert (gpu.alive(), gpu.contexts_left()) == (alive, 0)
     assert np.array_equal(before.run(few.tokens, few.lengths), expected)
     assert np.array_equal(loaded(weights, gpu).run(few.tokens, few.lengths), expected)
+    assert gpu.alive() == alive
+
+
+def test_a_gpu_that_stops_is_an_error(weights, gpu, few):
+    engine = loaded(weights, gpu)
+    expected = engine.run(few.tokens, few.lengths)
+    gpu.fails("cuStreamSynchronize")
+    with pytest.raises(RuntimeError, match=r"the GPU's work: the test said so \(719\)"):
+        engine.run(few.tokens, few.lengths)
+    gpu.heal()
+    assert np.array_equal(engine.run(few.tokens, few.lengths), expected)
+
+
+def test_memory_that_others_hold_idle_is_taken_before_giving_up(weights, gpu, batch, few):
+    engine = loaded(weights, gpu)
+    expected = engine.run(batch.tokens, batch.lengths)
+    many = TokenBatch.pad([*batch.sequences] * 2, 1)
+    gpu.fails("cuMemAlloc_v2", 0)
+    with pytest.raises(RuntimeError, match="GPU memory of 0 MiB: the test said so"):
+        engine.run(many.tokens, many.lengths)
+    gpu.heal()
+    found = engine.run(many.tokens, many.lengths)
+    assert np.array_equal(found[: len(expected)], expected)
 
 
 def test_a_failure_in_the_middle_leaves_nothing_behind(weights, gpu, few):
@@ -368,6 +412,13 @@ def test_weights_that_fp16_does_not_have_are_refused(weights, gpus):
         changed = replace(layer, widen=replace(layer.widen, matrix=matrix))
         with pytest.raises(ValueError, match="product 2 of layer 1 has numbers beyond fp16's"):
             loaded(replace(weights, layers=[weights.layers[0], changed]), gpus[32])
+
+
+def test_a_model_that_fp16_cannot_compute_is_refused_at_load(weights, gpus):
+    norm = weights.embedding_norm
+    huge = replace(norm, weight=norm.weight * 1e8)
+    with pytest.raises(ValueError, match="fp16 does not hold what this model computes"):
+        loaded(replace(weights, embedding_norm=huge), gpus[32])
 
 
 def test_heads_that_the_kernels_do_not_take_are_refused(weights, gpus):
@@ -443,6 +494,20 @@ def test_a_gpu_that_fails_is_an_engine_error(artifacts, on_gpu, few):
             run(few)
 
 
+def test_a_renewed_session_computes_as_before_or_not_at_all(artifacts, on_gpu):
+    encoder = OnnxEncoder(artifacts[32, "compact"].path, device="cuda")
+    before = encoder.session
+    on_gpu.fails("cuMemAlloc_v2")
+    with pytest.raises(
+        DeviceUnavailable, match="engine cuda cannot be used: GPU memory for weights"
+    ):
+        encoder.renew()
+    assert encoder.session is before
+    on_gpu.heal()
+    encoder.renew()
+    assert encoder.session is not before and encoder.session.engine == "cuda"
+
+
 def test_fp32_is_not_promised_by_fp16(tmp_path, encoders, on_gpu):
     artifact = artifact_of(encoders[32], tmp_path / "a", "fp32")
     with pytest.raises(
@@ -457,9 +522,9 @@ def test_fp32_is_not_promised_by_fp16(tmp_path, encoders, on_gpu):
 
 def test_it_is_for_gpus_and_the_others_are_not(artifacts):
     artifact = artifacts[32, "fp16"]
-    with pytest.raises(DeviceUnavailable, match="engine cuda runs on cuda, and device cpu was"):
+    with pytest.raises(DeviceUnavailable, match="engine cuda runs on cuda, and the device is cpu"):
         Session(artifact, device="cpu", engine="cuda")
-    with pytest.raises(DeviceUnavailable, match="engine avx2 runs on cpu, and device cuda was"):
+    with pytest.raises(DeviceUnavailable, match="engine avx2 runs on cpu, and the device is cuda"):
         Session(artifact, device="cuda", engine="avx2")
 
 
@@ -501,6 +566,84 @@ def test_libraries_of_pip_are_found(tmp_path, monkeypatch):
     )  # fmt: skip
     (folder / "libcublasLt.so.13").touch()
     assert Libraries.found().products == str(folder / "libcublasLt.so.13")
+
+
+def attention_bias(graph: Graph) -> Graph:
+    return changed(
+        graph, "MultiHeadAttention", lambda o: {"inputs": (*o.inputs[:3], "b", *o.inputs[4:])}
+    )
+
+
+def attention_mask(graph: Graph) -> Graph:
+    def more(o: Operator) -> dict[str, object]:
+        return {"inputs": (*o.inputs, *[""] * (5 - len(o.inputs)), "mask")}
+
+    return changed(graph, "MultiHeadAttention", more)
+
+
+def attention_scale(graph: Graph) -> Graph:
+    return changed(graph, "MultiHeadAttention", lambda o: {"numbers": {**o.numbers, "scale": 3.0}})
+
+
+def other_epsilon(graph: Graph) -> Graph:
+    return changed(
+        graph, "LayerNormalization", lambda o: {"numbers": {**o.numbers, "epsilon": 0.5}}
+    )
+
+
+def keys_for_values(graph: Graph) -> Graph:
+    def swapped(o: Operator) -> dict[str, object]:
+        return {"inputs": (o.inputs[0], o.inputs[2], o.inputs[1], *o.inputs[3:])}
+
+    return changed(graph, "MultiHeadAttention", swapped)
+
+
+def bias_of_nothing(graph: Graph) -> Graph:
+    attention = next(o for o in graph.operators if o.kind == "MultiHeadAttention")
+    norm = next(o for o in graph.operators if o.kind == "LayerNormalization").outputs[0]
+
+    def alone(o: Operator) -> dict[str, object]:
+        return {"inputs": (norm, *(name for name in o.inputs if name in graph.weights))}
+
+    return changed(graph, "Add", alone, only=attention.inputs[0])
+
+
+def earlier_states(graph: Graph) -> Graph:
+    """What is pooled comes of the first normalisation, not of the last."""
+    norms = [o.outputs[0] for o in graph.operators if o.kind == "LayerNormalization"]
+
+    def before(o: Operator) -> dict[str, object]:
+        return {"inputs": tuple(norms[0] if name == norms[-1] else name for name in o.inputs)}
+
+    return changed(graph, "Cast", before)
+
+
+def changed(
+    graph: Graph, kind: str, change: Callable[[Operator], dict[str, Any]], only: str = ""
+) -> Graph:
+    """With the last operator of a kind, or the one that gives `only`, changed; all of them for Cast."""
+    chosen = [o for o in graph.operators if o.kind == kind and (not only or only in o.outputs)]
+    chosen = chosen if kind == "Cast" else chosen[-1:]
+    operators = [
+        replace(o, **change(o)) if any(o is c for c in chosen) else o for o in graph.operators
+    ]
+    return replace(graph, operators=operators)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        attention_bias, attention_mask, attention_scale, other_epsilon, keys_for_values,
+        bias_of_nothing, earlier_states,
+    ],
+    ids=lambda change: change.__name__,
+)  # fmt: skip
+def test_what_is_not_computed_is_refused(artifacts, monkeypatch, change):
+    artifact = artifacts[32, "fp16"]
+    graph = change(read_graph(artifact.model))
+    monkeypatch.setattr(mexma.weights, "read_graph", lambda path: graph)
+    with pytest.raises(session.UnknownGraph):
+        read_weights(artifact)
 
 
 def test_a_damaged_graph_is_refused(artifacts, monkeypatch):

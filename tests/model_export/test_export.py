@@ -214,7 +214,7 @@ def test_an_artifact_is_exported_in_another_precision_where_its_weights_can_be_h
     capsys.readouterr()
     assert main([str(tmp_path / "int8"), str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "can be trained further where it is fp32 or compact" in line
+    assert "can be trained further where it is fp32, compact or fp16" in line
     assert main([source, source]) == 1
     assert "the source" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import shutil
 import signal
@@ -235,6 +236,44 @@ def test_sigterm_finishes_what_was_accepted(tmp_path, http_workers):
     assert {line["signal"] for line in begun} == {"SIGTERM"}
     assert [line["requests_cut"] for line in ended] == [0] * processes
     assert all(line["seconds"] >= 0 for line in ended)
+
+
+@pytest.mark.parametrize(
+    ("number", "http_workers", "status"),
+    [(signal.SIGTERM, 2, 0), (signal.SIGINT, 2, 0), (signal.SIGINT, 0, 130)],
+)
+def test_so_does_a_signal_to_all_its_processes(tmp_path, number, http_workers, status):
+    """As from a terminal, or from systemd. Whoever comes meanwhile is refused, and does not wait."""
+    server = start_server(tmp_path, demo="false", http_workers=http_workers, own_group=True)
+    wait_until_ready(server)
+    long = [" ".join([text] * 5) for text in SENTENCES[:700]]
+
+    async def main() -> tuple[httpx.Response, bool]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            asked = asyncio.create_task(
+                client.post(f"{server.url}/v1/embeddings", json={"input": long})
+            )
+            while "mexma_queue_items 0.0" in (await client.get(f"{server.url}/metrics")).text:
+                await asyncio.sleep(0.005)
+            os.killpg(server.process.pid, number)
+            refused = False
+            while not (asked.done() or refused):
+                try:
+                    async with httpx.AsyncClient(timeout=30) as other:
+                        await other.get(f"{server.url}/health/live")
+                except httpx.ConnectError:
+                    refused = True
+                except httpx.ReadError:  # it had been accepted a moment before
+                    pass
+                await asyncio.sleep(0.01)
+            return await asked, refused
+
+    response, refused = asyncio.run(main())
+    assert response.status_code == 200, response.text
+    assert len(response.json()["data"]) == 700
+    assert refused, "a connection waited for the end"
+    assert server.process.wait(60) == status
+    assert "Traceback" not in server.log.read_text()
 
 
 def drained(server: Server) -> tuple[list[dict], list[dict]]:

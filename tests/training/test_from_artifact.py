@@ -59,7 +59,7 @@ def test_a_run_starts_from_it(artifact, tmp_path):
 
 
 def test_what_cannot_be_read_back_is_said(artifact, tmp_path):
-    with pytest.raises(CheckpointError, match="fp32 or compact"):
+    with pytest.raises(CheckpointError, match="fp32, compact or fp16"):
         load_checkpoint(str(tiny_artifact(tmp_path / "int8", precision="int8").path))
     with pytest.raises(CheckpointError, match="pools by"):
         load_checkpoint(str(artifact), pooling="first_token")
