@@ -57,9 +57,8 @@ struct Engine::Memory {
     if (there) cuda.release(there);
     at = nullptr, there = 0, bytes = 0;
   }
-  // Whether it lies elsewhere now.
-  bool hold(size_t wanted) {
-    if (wanted <= bytes) return false;
+  void hold(size_t wanted) {
+    if (wanted <= bytes) return;
     clear();
     const size_t size = round_up(wanted + wanted / 8, 4096);
     if (host)
@@ -67,7 +66,6 @@ struct Engine::Memory {
     else
       cuda.check(cuda.allocate(&there, size), ("GPU memory of " + std::to_string(size >> 20) + " MiB").c_str());
     bytes = size;
-    return true;
   }
 };
 
@@ -106,9 +104,9 @@ struct Engine::Lane {
     const struct { Memory& memory; size_t bytes; } all[] = {
         {given, input_bytes}, {input, input_bytes}, {x, tokens * hidden * 2}, {y, tokens * hidden * 2}, {qkv, tokens * hidden * 6},
         {wide, tokens * std::max(shape.hidden, shape.intermediate) * 2}, {out, sequences * hidden * 4}, {vectors, sequences * hidden * 4}};
-    bool moved = false;
-    for (const auto& each : all) moved = each.memory.hold(each.bytes) || moved;
-    if (moved) forget();
+    for (const auto& each : all)
+      if (each.bytes > each.memory.bytes) forget();
+    for (const auto& each : all) each.memory.hold(each.bytes);
   }
   void forget() {
     for (GraphRun& run : recorded) {
@@ -430,7 +428,7 @@ bool Engine::record(Lane& lane, const Given& given, const Products& products, Gr
   if (whole) {
     try {
       forward(lane, given, products);
-    } catch (const CudaError&) {
+    } catch (...) {  // kernel by kernel it will be said what
       whole = false;
     }
     whole = !cuda_.capture_end(lane.stream, &graph) && whole;

@@ -152,7 +152,10 @@ static void product(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3
 
 namespace {
 
-std::map<std::string, int> failing;  // calls that go well before one fails
+struct Failing {
+  int after, times;  // calls that go well before some fail, and how many do
+};
+std::map<std::string, Failing> failing;
 std::mutex one_at_a_time;
 std::string options_seen;
 int major_version = 9, graphs_recorded = 0;
@@ -165,7 +168,7 @@ int gone(int status) { return living--, status; }
 bool fails(const char* name) {
   const auto found = failing.find(name);
   if (found == failing.end()) return false;
-  return found->second-- <= 0;
+  return found->second.after-- <= 0 && found->second.times-- > 0;
 }
 
 template <class T>
@@ -234,10 +237,7 @@ void multiply(Description description, Layout la, Layout lb, Layout ld, const ui
 
 #define API extern "C" __attribute__((visibility("default")))
 
-API void fail(const char* name, int after) {
-  if (after < 0) failing.erase(name);
-  else failing[name] = after;
-}
+API void fail(const char* name, int after, int times) { failing[name] = {after, times}; }
 API int alive() { return living; }
 API int contexts_left() { return pushed; }
 API void heal() { failing.clear(); }

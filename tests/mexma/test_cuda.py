@@ -39,7 +39,7 @@ LENGTHS = (3, 100, 4, 17, 33, 32, 64, 31, LONGEST, 5, 16, 97)
 
 
 class Gpu(ctypes.CDLL):
-    """The stand-in. `fails(name, after)`: that call fails after so many that go well."""
+    """The stand-in. `fails(name, after, times)`: that call fails so often, after so many that go well."""
 
     def __init__(self, path: Path):
         super().__init__(str(path))
@@ -50,8 +50,8 @@ class Gpu(ctypes.CDLL):
     def libraries(self) -> Libraries:
         return Libraries(*[str(self.path)] * 3)
 
-    def fails(self, name: str, after: int = 0) -> None:
-        self.fail(name.encode(), after)
+    def fails(self, name: str, after: int = 0, times: int = 2**30) -> None:
+        self.fail(name.encode(), after, times)
 
 
 def build(out: Path, head: int, heads: int) -> subprocess.Popen[bytes]:
@@ -356,6 +356,19 @@ def test_memory_that_others_hold_idle_is_taken_before_giving_up(weights, gpu, ba
     assert np.array_equal(found[: len(expected)], expected)
 
 
+def test_nor_does_a_graph_know_memory_that_has_moved_before_the_rest_was_refused(
+    weights, gpu, batch, few
+):
+    engine, ids = loaded(weights, gpu), batch.sequences[1]
+    one = engine.run(ids, np.array([len(ids)], np.int32))
+    expected = loaded(weights, gpu).run(batch.tokens, batch.lengths)
+    before = gpu.recorded()
+    gpu.fails("cuMemAlloc_v2", after=3, times=1)
+    assert np.array_equal(engine.run(batch.tokens, batch.lengths), expected)
+    assert np.array_equal(engine.run(ids, np.array([len(ids)], np.int32)), one)
+    assert gpu.recorded() == before + 1
+
+
 def test_a_failure_in_the_middle_leaves_nothing_behind(weights, gpu, few):
     engine = loaded(weights, gpu)
     expected = engine.run(few.tokens, few.lengths)
@@ -364,7 +377,7 @@ def test_a_failure_in_the_middle_leaves_nothing_behind(weights, gpu, few):
         with pytest.raises(RuntimeError, match="a kernel"):
             while True:
                 engine.run(few.tokens, few.lengths)
-        gpu.fails("cuLaunchKernel", -1)
+        gpu.heal()
         assert np.array_equal(engine.run(few.tokens, few.lengths), expected)
 
 
