@@ -37,7 +37,8 @@ def build(sanitizer: str, folder: Path, *, macros: tuple[str, ...] = ()) -> dict
 
     macros: "NAME=VALUE". Raises RuntimeError with the compiler's words."""
     with (ROOT / "pyproject.toml").open("rb") as file:
-        (module,) = tomllib.load(file)["tool"]["setuptools"]["ext-modules"]
+        modules = tomllib.load(file)["tool"]["setuptools"]["ext-modules"]
+    module = next(m for m in modules if m["name"] == "mexma.native._engine")
     folder.mkdir(parents=True, exist_ok=True)
     flags = [
         *module["extra-compile-args"], "-w", "-O1", "-g", "-fno-omit-frame-pointer", "-fPIC",
