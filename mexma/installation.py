@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from importlib.util import find_spec
 
 from mexma.errors import ConflictingPackages, InstallationError
 
@@ -42,6 +43,16 @@ def needing(extra: str) -> Iterator[None]:
             f"{command}: needs {package}, which serving does without; install it by `make dev`, "
             f"or with this project's extra {extra}"
         )
+
+
+def not_built(module: str, what: str, error: ImportError) -> str:
+    """Why a compiled module of ours could not be imported, and what to do."""
+    # Of a module that is not there Python says that it may be a circular import.
+    why = f" ({error})" if find_spec(module) else ""
+    return (
+        f"the {what} engine was not built{why}; install a C++ compiler (g++ 11 or newer) and say "
+        "`make serve` or `pip install -e .` again"
+    )
 
 
 def _version(distribution: str) -> str | None:

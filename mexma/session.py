@@ -75,7 +75,10 @@ class Session:
                     "for another engine"
                 )
             try:
-                (self._load_cuda if device == "cuda" else self._load_native)(artifact, engine)
+                if device == "cuda":
+                    self._load_cuda(artifact)
+                else:
+                    self._load_native(artifact, engine)
             except UNFIT as error:
                 if engine != "auto":
                     raise DeviceUnavailable(f"engine {engine} cannot be used: {error}") from error
@@ -104,7 +107,7 @@ class Session:
         )
         self.engine, self.arithmetic = cast(Engine, kernel.name), kernel.arithmetic
 
-    def _load_cuda(self, artifact: Artifact, _: Engine) -> None:
+    def _load_cuda(self, artifact: Artifact) -> None:
         manifest = artifact.manifest
         if manifest.precision not in IN_HALF:
             raise DeviceUnavailable(

@@ -50,6 +50,11 @@ def tiny_encoder(*, pooling: str = "mean", seed: int = 0, bert: bool = False) ->
         positions=MAX_TOKENS + (0 if bert else 2), first_position=0 if bert else 2,
         pad_id=1, norm_eps=1e-5, pooling=pooling,
     )  # fmt: skip
+    return random_encoder(config, seed)
+
+
+def random_encoder(config: EncoderConfig, seed: int) -> Encoder:
+    """Of any shape; always the same one for a seed."""
     generator = torch.Generator().manual_seed(seed)
     encoder = Encoder(config).eval()
     with torch.no_grad():

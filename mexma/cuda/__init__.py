@@ -5,11 +5,11 @@ driver, its run-time compiler and its products (cuBLASLt) are loaded when a GPU 
 `kernels.cu` is compiled then, for the GPU at hand, in a third of a second. Of compute capability 8.0
 (Ampere) or more.
 
-A layer is four products, which add their biases, gelu and what goes around them themselves,
-attention by a kernel for short sequences, and two normalisations. Numbers between them are fp16, sums
-fp32. Nothing depends on a batch's shape but the products' algorithms, which are chosen by its size: so
-no plan is made for a length that was not seen before, and a vector differs from batch to batch by fp16's
-rounding.
+A layer is four products, which add their biases, gelu (by its approximation with tanh) and what goes around
+them themselves, attention by a kernel for short sequences, and two normalisations. Numbers between them are
+fp16, sums fp32. Nothing depends on a batch's shape but the products' algorithms, which are chosen by its
+size: so no plan is made for a length that was not seen before, and a vector differs from batch to batch by
+fp16's rounding.
 
 Refuses to know: files, graphs, text.
 """
@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mexma.installation import not_built
 from mexma.weights import EncoderWeights, Linear, Norm, Table
 
 _engine: Any
@@ -32,12 +32,7 @@ try:
     from mexma.cuda import _engine
 except ImportError as error:
     _engine = None
-    # Of a module that is not there Python says that it may be a circular import.
-    _why = f" ({error})" if find_spec("mexma.cuda._engine") else ""
-    NOT_BUILT = (
-        f"the GPU engine was not built{_why}; install a C++ compiler (g++ 11 or newer) and say "
-        "`pip install -e .` again"
-    )
+    NOT_BUILT = not_built("mexma.cuda._engine", "GPU", error)
 else:
     NOT_BUILT = ""
 
@@ -86,12 +81,8 @@ class CudaEncoder:
         mean_pooling: bool,
         normalise: bool,
         libraries: Libraries | None = None,
-        exact_gelu: bool = False,
     ):
         """Round `weights` to fp16 and copy them to the GPU.
-
-        exact_gelu: by a kernel of its own, and not by the products' approximation by tanh, which is off by
-        5e-6 of a cosine of the default model's at most and takes 14 % less time.
 
         Raises RuntimeError where there is no GPU, no library of CUDA, or nothing that computes on it, which
         a first text shows; ValueError for weights that the kernels do not take: heads of other than 32, 64 or
@@ -106,7 +97,6 @@ class CudaEncoder:
             hidden, weights.heads, weights.layers[0].narrow.matrix.shape[0], len(weights.layers),
             places, weights.norm_eps, mean_pooling, normalise and weights.head is None,
             KERNELS.read_text(encoding="utf-8"), found.driver, found.compiler, found.products,
-            exact_gelu,
         )  # fmt: skip
         self.device: str = _engine.device(self._handle)
         table = weights.table

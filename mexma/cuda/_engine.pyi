@@ -19,7 +19,6 @@ def create(
     driver: str,
     compiler: str,
     products: str,
-    gelu_apart: bool,
     /,
 ) -> _Handle: ...
 def device(handle: _Handle, /) -> str: ...

@@ -243,8 +243,8 @@ std::vector<char> compiled(const Libraries& cuda, const Shape& shape, const std:
 
 }  // namespace
 
-Engine::Engine(const Shape& shape, const std::string& kernels, const Paths& paths, bool gelu_apart)
-    : shape_(checked(shape)), cuda_(paths), gelu_apart_(gelu_apart), held_(cuda_), layers_(shape.layers) {
+Engine::Engine(const Shape& shape, const std::string& kernels, const Paths& paths)
+    : shape_(checked(shape)), cuda_(paths), held_(cuda_), layers_(shape.layers) {
   cuda_.check(cuda_.init(0), "CUDA");
   int count = 0, major = 0, minor = 0;
   cuda_.check(cuda_.device_count(&count), "GPUs");
@@ -263,7 +263,7 @@ Engine::Engine(const Shape& shape, const std::string& kernels, const Paths& path
   const Current current(*this);
   cuda_.check(cuda_.module_load(&held_.module, code.data()), "the kernels");
   const struct { Function& function; const char* name; } functions[] = {
-      {embed_, "embed"}, {normalise_, "normalise"}, {gelu_, "gelu"}, {attend_, "attend"}, {pool_, "pool"}};
+      {embed_, "embed"}, {normalise_, "normalise"}, {attend_, "attend"}, {pool_, "pool"}};
   for (const auto& f : functions) cuda_.check(cuda_.module_function(&f.function, held_.module, f.name), f.name);
   cuda_.check_other(cuda_.lt_create(&held_.lt), "cuBLAS");
 }
@@ -321,7 +321,7 @@ void Engine::set_matrix(int layer, int which, const void* values, size_t bytes, 
   MatmulDescription description = nullptr;
   cuda_.check_other(cuda_.matmul_create(&description, COMPUTE_F32, TYPE_F32), "a product");
   held_.descriptions.push_back(description);
-  const int transposed = TRANSPOSED, epilogue = which == WIDEN && !gelu_apart_ ? EPILOGUE_GELU_BIAS : EPILOGUE_BIAS;
+  const int transposed = TRANSPOSED, epilogue = which == WIDEN ? EPILOGUE_GELU_BIAS : EPILOGUE_BIAS;
   cuda_.check_other(cuda_.matmul_set(description, MATMUL_TRANSPOSE_A, &transposed, sizeof transposed), "a product");
   cuda_.check_other(cuda_.matmul_set(description, MATMUL_EPILOGUE, &epilogue, sizeof epilogue), "a product");
   cuda_.check_other(cuda_.matmul_set(description, MATMUL_BIAS, &matrix.bias, sizeof matrix.bias), "a product");
@@ -406,11 +406,6 @@ void Engine::forward(Lane& lane, const Given& given, const Products& products) {
     multiply(lane, products, layer, ATTENTION_OUT, lane.wide.there, lane.x.there, lane.y.there);
     normalise(layers_[layer].attention_norm);
     multiply(lane, products, layer, WIDEN, lane.x.there, 0, lane.wide.there);
-    if (gelu_apart_) {
-      int parts = int(size_t(tokens) * shape_.intermediate / 8);
-      void* arguments[] = {&lane.wide.there, &parts};
-      launch(lane, gelu_, blocks(parts, 256), 1, 256, arguments);
-    }
     multiply(lane, products, layer, NARROW, lane.wide.there, lane.x.there, lane.y.there);
     normalise(layers_[layer].output_norm);
   }

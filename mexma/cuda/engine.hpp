@@ -24,9 +24,9 @@ class Engine {
  public:
   static constexpr int64_t MOST_TOKENS = (1 << 20) - 1;  // of one call; with the largest shape kernels count within 32 bits
 
-  // kernels: source of kernels.cu. gelu_apart: exactly and in a kernel of its own, and not by the product's approximation by tanh.
+  // kernels: source of kernels.cu.
   // Throws CudaError where there is no GPU, or none that can; invalid_argument for shapes that the kernels do not take.
-  Engine(const Shape& shape, const std::string& kernels, const Paths& paths, bool gelu_apart);
+  Engine(const Shape& shape, const std::string& kernels, const Paths& paths);
   ~Engine();
 
   // Weights; copied. Vectors are fp32, matrices fp16 [outputs, inputs], biases fp16, the table fp16 [rows, hidden].
@@ -74,10 +74,9 @@ class Engine {
 
   const Shape shape_;
   const Libraries cuda_;
-  const bool gelu_apart_;
   std::string device_;
   Held held_;
-  Function embed_, normalise_, gelu_, attend_, pool_;
+  Function embed_, normalise_, attend_, pool_;
   Pointer table_ = 0, positions_ = 0;
   int64_t rows_ = 0;
   Pointer embedding_norm_[2] = {};

@@ -121,17 +121,6 @@ extern "C" __global__ void __launch_bounds__(WARP* WARPS) normalise(const Half* 
   normalised(row, lane, weight, bias, eps, out + size_t(token) * HIDDEN);
 }
 
-// Exact gelu of `parts` times 8 numbers, where they stand.
-extern "C" __global__ void __launch_bounds__(256) gelu(Half* values, int parts) {
-  const int part = blockIdx.x * 256 + threadIdx.x;
-  if (part >= parts) return;
-  float x[8];
-  widened(reinterpret_cast<Four*>(values)[part], x);
-#pragma unroll
-  for (int j = 0; j < 8; j++) x[j] = x[j] < -6 ? 0 : x[j] * normcdff(x[j]);  // below, fp16 has nothing but 0
-  reinterpret_cast<Four*>(values)[part] = {narrow(x[0], x[1]), narrow(x[2], x[3]), narrow(x[4], x[5]), narrow(x[6], x[7])};
-}
-
 constexpr int ROWS = HEAD < 128 ? 2 : 1;  // blocks of 16 queries for each warp; as many as registers hold
 constexpr int CHUNKS = HEAD / 32;       // of a head's components
 constexpr int KEYS = 32;                // at once

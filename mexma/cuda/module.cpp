@@ -41,14 +41,14 @@ PyObject* create(PyObject*, PyObject* arguments) {
     cuda::Shape shape{};
     cuda::Paths paths;
     const char *source, *driver, *compiler, *products;
-    int mean, normalise, gelu_apart;
-    if (!PyArg_ParseTuple(arguments, "iiiiifppssssp", &shape.hidden, &shape.heads, &shape.intermediate, &shape.layers, &shape.places, &shape.norm_eps, &mean,
-                          &normalise, &source, &driver, &compiler, &products, &gelu_apart))
+    int mean, normalise;
+    if (!PyArg_ParseTuple(arguments, "iiiiifppssss", &shape.hidden, &shape.heads, &shape.intermediate, &shape.layers, &shape.places, &shape.norm_eps, &mean,
+                          &normalise, &source, &driver, &compiler, &products))
       return nullptr;
     shape.mean = mean, shape.normalise = normalise;
     paths = {driver, compiler, products};
     std::unique_ptr<Engine> engine;
-    unlocked([&] { engine = std::make_unique<Engine>(shape, source, paths, gelu_apart != 0); });
+    unlocked([&] { engine = std::make_unique<Engine>(shape, source, paths); });
     PyObject* capsule = PyCapsule_New(engine.get(), CAPSULE, destroy);
     if (capsule) engine.release();
     return capsule;

@@ -21,12 +21,12 @@ Refuses to know: files, graphs, text.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mexma.installation import not_built
 from mexma.weights import EncoderWeights, Linear, Norm
 
 _engine: Any
@@ -34,12 +34,7 @@ try:
     from mexma.native import _engine
 except ImportError as error:
     _engine = None
-    # Of a module that is not there Python says that it may be a circular import.
-    _why = f" ({error})" if find_spec("mexma.native._engine") else ""
-    NOT_BUILT = (
-        f"the native engine was not built{_why}; install a C++ compiler (g++ 11 or newer) and say "
-        "`make serve` or `pip install -e .` again"
-    )
+    NOT_BUILT = not_built("mexma.native._engine", "native", error)
 else:
     NOT_BUILT = ""
 

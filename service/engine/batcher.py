@@ -34,7 +34,7 @@ from mexma.errors import DeadlineExceeded, EngineError, NonFiniteVector, Overloa
 from service.engine.admission import Admission, Asked
 from service.engine.cache import VectorCache
 from service.engine.cost import BatchCost, Pace
-from service.engine.lanes import Entry, Lane, Lanes, entries_by_receiver
+from service.engine.lanes import Entry, Lane, Lanes, entries_by_receiver, tokens_in
 from service.engine.streams import Outcome, Rows, Run, RunStates, Streams
 
 log = logging.getLogger(__name__)
@@ -387,18 +387,14 @@ class Batcher:
             with self._arrived:
                 self.cost.observe(self._computed(outcome.batch), outcome.engine_s)
                 if self._lanes.items:
-                    self.pace.observe(
-                        sum([entry.length for entry in outcome.batch]), outcome.engine_s
-                    )
+                    self.pace.observe(tokens_in(outcome.batch), outcome.engine_s)
         self._on_loop(self._settle_batch, outcome)
 
     def _computed(self, batch: list[Entry]) -> int:
         """Tokens that the engine computes for a batch, padding included."""
-        return (
-            len(batch) * max([entry.length for entry in batch])
-            if self._pads
-            else sum([entry.length for entry in batch])
-        )
+        if not self._pads:
+            return tokens_in(batch)
+        return len(batch) * max([entry.length for entry in batch])
 
     def _on_loop(self, what: Callable[..., None], *arguments: object) -> None:
         if self._loop is None:
@@ -429,7 +425,7 @@ class Batcher:
         if self._observer:
             self._observer.batch_done(
                 items=len(batch),
-                tokens=sum([entry.length for entry in batch]),
+                tokens=tokens_in(batch),
                 padded_tokens=self._computed(batch),
                 seconds=outcome.seconds,
             )

@@ -20,7 +20,7 @@ Refuses to know: engines, callers (a receiver is any object), HTTP.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from math import exp, inf
@@ -272,7 +272,7 @@ class Lanes:
             entry.running = True
         if not queue.items:  # an idle lane owes nobody anything
             queue.clock = max(queue.clock, *(queue.flows[e.client].served for e in batch))
-        self._settle_debt(lane, sum([entry.length for entry in batch]))
+        self._settle_debt(lane, tokens_in(batch))
         self._sweep(now)
         return batch
 
@@ -430,6 +430,11 @@ def _by_turn(
                 again.append(turn)
         turns = again
     return found
+
+
+def tokens_in(entries: Iterable[Entry]) -> int:
+    """Without padding."""
+    return sum([entry.length for entry in entries])
 
 
 def entries_by_receiver(batch: list[Entry]) -> Iterator[tuple[Any, int, int]]:

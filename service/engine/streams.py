@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma.errors import EngineError
-from service.engine.lanes import Entry
+from service.engine.lanes import Entry, tokens_in
 from service.priority import lower
 
 Run = Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]
@@ -164,7 +164,7 @@ class Streams:
 
     def _tokens_beside(self, stream: _Stream) -> int:
         others = (s for s in self._streams if s is not stream and s.since is not None)
-        return sum(entry.length for s in others for entry in s.owed)
+        return sum(tokens_in(s.owed) for s in others)
 
     def _attempt(self, stream: _Stream, batch: list[Entry], owed: list[Entry]) -> Outcome | None:
         """Run `batch`; None when this thread has been given up meanwhile."""

@@ -111,7 +111,6 @@ static uint16_t to_half(float f) {
 static float2 wide(unsigned p) { return {from_half(uint16_t(p)), from_half(uint16_t(p >> 16))}; }
 static unsigned narrow(float low, float high) { return to_half(low) | unsigned(to_half(high)) << 16; }
 static float exp2_(float x) { return std::exp2(x); }
-static float normcdff(float x) { return 0.5f * std::erfc(-x * 0.70710678f); }
 static float rsqrtf(float x) { return 1 / std::sqrt(x); }
 static int min(int a, int b) { return a < b ? a : b; }
 static float __int_as_float(unsigned i) { float f; std::memcpy(&f, &i, 4); return f; }
@@ -196,9 +195,6 @@ Call call_embed(void** a) {
 Call call_normalise(void** a) {
   return [a0 = pointer<Half>(a, 0), a1 = pointer<float>(a, 1), a2 = pointer<float>(a, 2), a3 = argument<float>(a, 3), a4 = pointer<Half>(a, 4), a5 = argument<int>(a, 5)] { normalise(a0, a1, a2, a3, a4, a5); };
 }
-Call call_gelu(void** a) {
-  return [a0 = pointer<Half>(a, 0), a1 = argument<int>(a, 1)] { gelu(a0, a1); };
-}
 Call call_attend(void** a) {
   return [a0 = pointer<Half>(a, 0), a1 = pointer<Half>(a, 1), a2 = pointer<Tile>(a, 2), a3 = argument<int>(a, 3)] { attend(a0, a1, a2, a3); };
 }
@@ -257,7 +253,7 @@ API int cuCtxPopCurrent_v2(void** context) { return *context = nullptr, pushed--
 API int cuModuleLoadData(void** module, const void*) { return made(fails("cuModuleLoadData") ? 209 : (*module = module, 0)); }
 API int cuModuleUnload(void*) { return gone(0); }
 API int cuModuleGetFunction(void** function, void*, const char* name) {
-  static const std::map<std::string, Kernel> all = {{"embed", call_embed}, {"normalise", call_normalise}, {"gelu", call_gelu}, {"attend", call_attend}, {"pool", call_pool}};
+  static const std::map<std::string, Kernel> all = {{"embed", call_embed}, {"normalise", call_normalise}, {"attend", call_attend}, {"pool", call_pool}};
   const auto found = all.find(name);
   if (found == all.end()) return 500;
   return *function = reinterpret_cast<void*>(found->second), 0;
