@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import gpu, gpu_search
 from benchmarks.circumstances import RESULTS, ROOT
+from benchmarks.gpu_ways import kept
+from mexma.text import TokenBatch
+from tests.tiny import tiny_artifact, tiny_encoder
 
 
 def test_dry_run():
@@ -103,3 +107,14 @@ def test_a_collection_of_several_parts_is_whole(monkeypatch: pytest.MonkeyPatch)
     assert len(snapshot) == 1_000 and len(queries) == gpu_search.QUERIES
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert len(np.unique(np.vstack([rows, queries]), axis=0)) == 1_000 + len(queries)
+
+
+def test_a_kept_artifact_gives_its_encoder_back(tmp_path: Path):
+    tiny_artifact(tmp_path / "artifact", precision="fp16", sentences_per_language=1)
+    found = kept(tmp_path)
+    assert found is not None and kept(tmp_path / "nothing") is None
+    batch = TokenBatch.pad([np.arange(3, 30), np.arange(5, 9)], 1)
+    ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
+    with torch.inference_mode():
+        vectors, expected = (e.cpu()(ids, mask) for e in (found.encoder, tiny_encoder()))
+    assert (vectors * expected).sum(1).min() > 0.9999
