@@ -58,9 +58,9 @@ def recording(library: Path, root: Path, log: Path) -> dict[str, str]:
 
 
 def records(log: Path) -> Iterator[Record]:
-    """All there are. A record that a kill cut off is not one."""
+    """All there are: the recorder lets a process end between two of them only."""
     content, at = memoryview(log.read_bytes()), 0
-    while at + HEAD.size <= len(content):
+    while at < len(content):
         kind, descriptor, number, size = HEAD.unpack_from(content, at)
         at += HEAD.size
         first = bytes(content[at : at + size])
