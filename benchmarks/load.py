@@ -35,11 +35,12 @@ from mexma.sample import tatoeba_sample
 
 def sentences(count: int, seed: int = 0) -> list[str]:
     """A length mix: short sentences, every eighth made of four. No two are equal, so that nothing is
-    computed once for two requests."""
+    computed once for two requests; what tells them apart is as long for every seed, since it is tokens, too."""
     rng = random.Random(seed)
     pool = [s.text for s in tatoeba_sample()]
     return [
-        " ".join(rng.sample(pool, 4 if i % 8 == 0 else 1)) + f" {seed}{i}" for i in range(count)
+        " ".join(rng.sample(pool, 4 if i % 8 == 0 else 1)) + f" {rng.randrange(10_000):04d}{i:05d}"
+        for i in range(count)
     ]
 
 

@@ -51,7 +51,7 @@ LOADS: dict[str, list[Load]] = {
     "cuda": [(4, 64), (16, 64), (1, 256), (16, 256), (1, 1), (64, 1), (256, 1)],
 }
 # For the engine alone: many batches of a device.
-TEXTS = {"cpu": 512, "cuda": 8192}
+TEXTS = {"cpu": 2048, "cuda": 8192}
 # Requests of so many texts are bulk work, whose batches are small while an interactive client is about.
 BULK_TEXTS = 32
 LEAST_COSINE = 0.998
@@ -119,22 +119,23 @@ def picture(subjects: list[Subject], loads: list[Load], engine: float, file: Pat
 
 
 class EngineAlone:
-    """The engine in this process, on a GPU with as many batches at once as the service runs. Figures of each round:
-    texts/s with tokenisation, the same without it, and ms for one text without it."""
+    """The engine in this process, on a GPU with as many batches at once as the service runs, with the texts that
+    servers get in the same round. Figures of each: texts/s with tokenisation, the same without it, and ms for one
+    text without it."""
 
     def __init__(self, model: Path, device: str):
         self.encoder = OnnxEncoder(model, device=device)  # type: ignore[arg-type]
-        self.texts = sentences(TEXTS[device])
+        self.texts = sentences(TEXTS[device], seed=0)
         self._settings = Settings(device=device)  # type: ignore[arg-type]
         at_once = self.encoder.streams if device == "cuda" else 1
         self._map = ThreadPoolExecutor(at_once).map if at_once > 1 else map
-        self._sequences = [t.ids for t in self.encoder.tokenizer.encode(self.texts)]
         self.rates: list[float] = []
         self.ids_rates: list[float] = []
         self.single_ms: list[float] = []
 
-    def measure(self) -> None:
-        """One round."""
+    def measure(self, seed: int) -> None:
+        """One round, with the texts of `seed`."""
+        self.texts = sentences(len(self.texts), seed)
         self._rate(1)
         self.rates.append(max(self._rate(factor) for factor in (*FACTORS, *FACTORS)))
         tokenizing = []
@@ -145,7 +146,7 @@ class EngineAlone:
         whole = len(self.texts) / self.rates[-1]
         self.ids_rates.append(len(self.texts) / max(whole - min(tokenizing), whole / 100))
         times = []
-        for ids in self._sequences[:128]:
+        for ids in [t.ids for t in self.encoder.tokenizer.encode(self.texts[:128])]:
             started = time.perf_counter()
             self.encoder.run([ids])
             times.append(time.perf_counter() - started)
@@ -205,15 +206,15 @@ def main() -> None:
             equal = check(subjects, engine.texts[:64], expected, notes)
             for subject in subjects:  # what is loaded or allocated at the first use
                 for load in (max(loads, key=math.prod), min(loads, key=math.prod)):
-                    measure(generator, subject, load, arguments.generators, 0.5)
+                    measure(generator, subject, load, arguments.generators, 0.5, seed=0)
             for turn in range(arguments.rounds):
-                engine.measure()
+                engine.measure(turn)
                 say(f"round {turn + 1}: engine alone {engine.rates[-1]:,.0f} texts/s", started)
                 for load in loads:
                     said = []
                     for subject in subjects:
                         found = measure(
-                            generator, subject, load, arguments.generators, arguments.seconds
+                            generator, subject, load, arguments.generators, arguments.seconds, turn
                         )
                         subject.rounds.setdefault(load, []).append(found)
                         failed = f" ({found['failed']} failed)" if found["failed"] else ""
@@ -297,7 +298,7 @@ def check(
 
 
 def measure(
-    generator: Generator, subject: Subject, load: Load, processes: int, seconds: float
+    generator: Generator, subject: Subject, load: Load, processes: int, seconds: float, seed: int
 ) -> dict[str, float]:
     """One load on one server. cpu_ms: the server's processor time, by request."""
     if load[1] >= BULK_TEXTS:
@@ -305,7 +306,7 @@ def measure(
     before = subject.cpu_s()
     found = generator.load(
         subject.url, "--clients", load[0], "--texts", load[1], "--processes", processes,
-        "--seconds", seconds,
+        "--seconds", seconds, "--seed", seed,
     )  # fmt: skip
     if load[1] < BULK_TEXTS and subject.name.startswith("mexma"):
         subject.interactive_until = time.monotonic()

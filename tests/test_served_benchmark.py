@@ -11,8 +11,12 @@ import pytest
 
 from benchmarks.circumstances import RESULTS, ROOT
 from benchmarks.generators import Generator
+from benchmarks.load import sentences
 from benchmarks.served import LOADS, check
 from benchmarks.subjects import Subject, peers
+from mexma.artifact import open_artifact
+from mexma.text import TextTokenizer
+from service.settings import DEFAULT_MODEL
 from tests.conftest import Server
 from tests.tiny import tiny_artifact
 
@@ -36,6 +40,15 @@ def test_dry_run_with_an_interpreter_that_has_no_peer(tmp_path: Path):
         assert f"{load}| mexma | " in report and f"{load}| mexma, 1 HTTP workers | " in report
     assert "failed)" not in report
     assert set(RESULTS.iterdir()) == kept
+
+
+def test_texts_of_any_seed_cost_as_much():
+    """Servers and the engine alone are compared by texts a second."""
+    tokenizer = TextTokenizer(open_artifact(DEFAULT_MODEL).tokenizer_json(), max_tokens=512)
+    made = {seed: sentences(2048, seed) for seed in (0, 3, 94, 31_415, 2_718_281)}
+    lengths = [np.mean([len(t.ids) for t in tokenizer.encode(texts)]) for texts in made.values()]
+    assert max(lengths) < 1.05 * min(lengths)
+    assert len({text for texts in made.values() for text in texts}) == 5 * 2048
 
 
 def test_the_report_needs_both_of_these_loads():
