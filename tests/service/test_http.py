@@ -363,6 +363,16 @@ def one_runs_and_one_waits(client, encoder: FakeEncoder, waits: str = "waiting")
             thread.join()
 
 
+def test_bulk_work_right_after_the_start_runs_in_whole_batches(make_client):
+    """The service's own first text is no interactive client, for whose sake batches would be short."""
+    client = make_client(encoder := FakeEncoder(), max_batch_items=16)
+    encoder.batches.clear()
+    texts = [f"text {n:02d}" for n in range(16)]
+    response = client.post("/v1/embeddings", json={"input": texts}, headers={"x-lane": "bulk"})
+    assert response.status_code == 200
+    assert [len(batch) for batch in encoder.batches] == [16]
+
+
 def test_a_full_queue_gets_503_with_when_to_retry(make_client):
     encoder = FakeEncoder()
     client = make_client(encoder, max_queue_tokens=10)
