@@ -198,10 +198,11 @@ class Settings(BaseSettings):
         "behind a batch of long ones. A single longer text is always run, alone.",
     )
     max_batch_items: int = Field(
-        32,
+        64,
         ge=1,
         description="Texts in one batch, whatever their length; with cuda 512 unless set. It bounds "
-        "how long a single text waits for the batch before it.",
+        "how long a single text waits for the batch before it. Where it is less than the short texts that "
+        "fill a batch, throughput suffers: with 32, requests of 64 sentences had 3 % less on two cores.",
     )
     bulk_batch_tokens: int = Field(
         0,
