@@ -93,9 +93,9 @@ struct Gelu {
 
 // Pairs of rows by columns, as both instruction sets take a second factor: panels of 32 columns, in
 // them blocks of 32 rows, in them two halves of 16 columns, in them 16 pairs of rows.
-static size_t bf16_packed_bytes(int k, int n) { return size_t(k) * n * 2; }
+static size_t bf16_packed_bytes(Product, int k, int n) { return size_t(k) * n * 2; }
 
-static void bf16_pack(const float* matrix, int k, int n, void* packed) {
+static void bf16_pack(Product, const float* matrix, int k, int n, void* packed) {
   auto* out = static_cast<uint16_t*>(packed);
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);

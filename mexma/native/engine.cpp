@@ -225,13 +225,13 @@ void Engine::set_matrix(int layer, int which, const float* values, int k, int n,
   // In the order of use, one after the other: kernels fetch ahead of where they are.
   size_t before = 0, layer_bytes = 0;
   for (int i = 0; i < 4; i++) {
-    const size_t bytes = kernel_.packed_bytes(parts[i].k, parts[i].n);
+    const size_t bytes = kernel_.packed_bytes(Product(i), parts[i].k, parts[i].n);
     if (i < which) before += bytes;
     layer_bytes += bytes;
   }
   if (!matrices_.data()) matrices_ = Memory(layer_bytes * layers_.size());
   char* packed = matrices_.data() + layer_bytes * layer + before;
-  kernel_.pack(values, k, n, packed);
+  kernel_.pack(Product(which), values, k, n, packed);
   weights_.emplace_back(size_t(n) * 4);
   auto* copy = reinterpret_cast<float*>(weights_.back().data());
   std::copy(bias, bias + n, copy);

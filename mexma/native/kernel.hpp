@@ -18,6 +18,9 @@ struct Matrix {
   int n = 0;
 };
 
+// Of a layer, in the order of use.
+enum class Product : int { qkv = 0, attention_out = 1, widen = 2, narrow = 3 };
+
 struct Norm {
   const float* weight = nullptr;  // [hidden]
   const float* bias = nullptr;    // [hidden]
@@ -87,8 +90,8 @@ struct Kernel {
   const char* name;
   const char* arithmetic;
   size_t element_bytes;  // of an activation
-  size_t (*packed_bytes)(int k, int n);
-  void (*pack)(const float* matrix, int k, int n, void* packed);
+  size_t (*packed_bytes)(Product product, int k, int n);
+  void (*pack)(Product product, const float* matrix, int k, int n, void* packed);
   size_t (*scratch_bytes)(const Model& model, int longest);
   // Leaves the last layer's states in `workspace.residual`.
   void (*forward)(const Model& model, const Workspace& workspace, const Piece& piece, const Team& team);

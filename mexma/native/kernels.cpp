@@ -15,8 +15,9 @@ namespace mexma {
 
 extern const Kernel portable_kernel;
 #if defined(__x86_64__)
-extern const Kernel amx_kernel, avx512_bf16_kernel, avx512_kernel, avx2_kernel;
-double bf16_pace();  // products of bf16 for one of fp32, in avx512_bf16.cpp
+extern const Kernel amx_kernel, avx512_vnni_kernel, avx512_bf16_kernel, avx512_kernel, avx2_kernel;
+double bf16_pace();   // products of bf16 for one of fp32, in avx512_bf16.cpp
+double bytes_pace();  // products of bytes for one of bf16, in avx512_vnni.cpp
 #endif
 
 // p(a) = erf(a / sqrt 2) / 2 through three Chebyshev nodes of each piece, as powers of a.
@@ -53,6 +54,7 @@ bool processor_has(const char* feature) {
     return d >> (f == "amx_bf16" ? 22 : 24) & 1;
   }
   if (f == "avx512_bf16") return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1) && __builtin_cpu_supports("avx512f");
+  if (f == "avx512_vnni") return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
   if (f == "avx512f") return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (f == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -71,7 +73,7 @@ bool system_gives_tiles() {
 const std::vector<const Kernel*>& kernels() {
   static const std::vector<const Kernel*> all = {
 #if defined(__x86_64__)
-      &amx_kernel, &avx512_bf16_kernel, &avx512_kernel, &avx2_kernel,
+      &amx_kernel, &avx512_vnni_kernel, &avx512_bf16_kernel, &avx512_kernel, &avx2_kernel,
 #endif
       &portable_kernel};
   return all;
@@ -83,6 +85,7 @@ std::string missing(const Kernel& kernel) {
     const Kernel* kernel;
     std::vector<const char*> features;
   } needs[] = {{&amx_kernel, {"avx512f", "avx512_bf16", "amx_tile", "amx_bf16"}},
+               {&avx512_vnni_kernel, {"avx512f", "avx512_bf16", "avx512_vnni"}},
                {&avx512_bf16_kernel, {"avx512f", "avx512_bf16"}},
                {&avx512_kernel, {"avx512f"}},
                {&avx2_kernel, {"avx2"}}};
@@ -99,9 +102,14 @@ std::string missing(const Kernel& kernel) {
 std::string slow(const Kernel& kernel) {
   if (&kernel == &portable_kernel) return "slower than any runtime";
 #if defined(__x86_64__)
-  if (&kernel == &avx512_bf16_kernel && missing(kernel).empty()) {
-    static const double pace = bf16_pace();  // measured once, in a millisecond: 2 or 1 or less, hardly between
+  // Both measured once, in a millisecond: 2 or 1 or less, hardly between.
+  if ((&kernel == &avx512_bf16_kernel || &kernel == &avx512_vnni_kernel) && missing(kernel).empty()) {
+    static const double pace = bf16_pace();
     if (pace < 1.4) return "this processor multiplies bf16 hardly faster than fp32";
+  }
+  if (&kernel == &avx512_vnni_kernel && missing(kernel).empty()) {
+    static const double pace = bytes_pace();
+    if (pace < 1.4) return "this processor multiplies bytes hardly faster than bf16";
   }
 #endif
   return "";

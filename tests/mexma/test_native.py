@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 
 KERNELS = [k.name for k in native.kernels() if not k.missing]
 ARITHMETIC = {k.name: k.arithmetic for k in native.kernels()}
-BOUND = {"fp32": 1 - 2e-6, "bf16": 0.9995}
+BOUND = {"fp32": 1 - 2e-6, "bf16": 0.9995, "bf16 and int8": 0.9995}
 PLACES, VOCABULARY = 512, 300
 
 
@@ -239,6 +239,43 @@ def test_what_is_not_finite_stays_so_and_stays_where_it_is(kernel, value):
     vectors = run(encoder, [sound[0], ill[0], sound[1], ill[1], sound[2], ill[2], sound[3]])
     assert not np.isfinite(vectors[1::2]).any(1).any()
     assert np.array_equal(vectors[::2], run(engine(weights, kernel), sound))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_weights_of_eight_bits_are_what_they_were(kernel):
+    """As compact artifacts hold them: codes, and a scale for 32 inputs of an output, whatever the largest code.
+    What they are multiplied by is made of numbers that every kernel has, so that only weights can be off."""
+    rng = np.random.default_rng(0)
+
+    def coded(linear: Linear) -> Linear:
+        rows, columns = linear.matrix.shape
+        most = rng.integers(64, 128, (rows // 32, 1, columns))
+        codes = np.round(rng.uniform(-1, 1, (rows // 32, 32, columns)) * most)
+        codes[:, 5:6] = most * rng.choice([-1, 1], most.shape)
+        scales = rng.uniform(1e-3, 4e-3, most.shape).astype(np.float16).astype(np.float32)
+        codes[0, :, 0] = 0
+        return replace(linear, matrix=(codes.astype(np.float32) * scales).reshape(rows, columns))
+
+    def constant(linear: Linear) -> Linear:
+        matrix = np.zeros_like(linear.matrix)
+        return Linear(
+            matrix,
+            np.repeat(rng.choice([-0.75, 0.5, 2], matrix.shape[1] // 32), 32).astype(np.float32),
+        )
+
+    weights = random_weights(layers=1)
+    (layer,) = weights.layers
+    layer = replace(
+        layer, value=constant(layer.value), attention_out=coded(layer.attention_out),
+        widen=constant(layer.widen), narrow=coded(layer.narrow),
+    )  # fmt: skip
+    weights = replace(weights, layers=[layer])
+    encoder = engine(weights, kernel)
+    for length in (1, 9, 40):
+        (vector,) = run(encoder, [sequence(length)])
+        expected = reference(weights, sequence(length))
+        bound = 2e-3 if ARITHMETIC[kernel] == "bf16" else 1e-4
+        np.testing.assert_allclose(vector, expected, rtol=0, atol=bound)
 
 
 def test_a_table_in_few_bits():
