@@ -290,7 +290,7 @@ void Engine::pool(const Call& call, int first, const Piece& piece, const Workspa
   const int hidden = shape_.hidden, dim = shape_.dim, width = model_.padded_hidden;
   for (int s = from; s < to; s++) {
     const int start = piece.starts[s], length = piece.starts[s + 1] - start;
-    const float* states = w.residual + size_t(start) * width;
+    const float* states = w.residual + size_t(piece.first_only ? s : start) * width;
     float* out = call.vectors + size_t(first + s) * dim;
     std::copy(states, states + hidden, pooled);
     if (shape_.pooling == Pooling::mean) {
@@ -393,7 +393,8 @@ void Engine::run_on(Crew& crew, Call& call, int longest) {
       const int p = c.together ? i : c.next.fetch_add(1);
       if (p >= pieces) return;
       const int first = c.pieces[p], end = c.pieces[p + 1];
-      const Piece piece{c.ids + c.starts[first], c.own_starts.data() + first + p, end - first, c.starts[end] - c.starts[first]};
+      const Piece piece{c.ids + c.starts[first], c.own_starts.data() + first + p, end - first, c.starts[end] - c.starts[first],
+                        e.shape_.pooling == Pooling::first_token && !c.states};
       Room& room = crew.rooms[c.together ? 0 : rank];
       Team team;
       if (c.together) team = Team{rank, crew.pool.size(), Barrier::wait, &crew.barrier};

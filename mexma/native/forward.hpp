@@ -137,6 +137,22 @@ NOINLINE static void normalise_rows(const Model& m, const Workspace& w, int from
     normalise<A>(m, w, w.residual + size_t(t) * m.padded_hidden, t, norm, next_bias);
 }
 
+// Each sequence's first row in the place of all of its rows, of some panels of 32 columns: what attention gave, and the residual.
+template <class A>
+NOINLINE static void keep_first_rows(const Model& m, const Workspace& w, const Piece& piece, int mixed_from, int mixed_to, int from, int to) {
+  using Element = typename A::Element;
+  for (int s = 1; s < piece.sequences; s++) {  // upwards, as no row lies before its place
+    for (int b = mixed_from; b < mixed_to; b++) {
+      Element* panel = static_cast<Element*>(w.mixed) + size_t(b) * w.stride * BLOCK;
+      __builtin_memcpy(panel + size_t(s) * BLOCK, panel + size_t(piece.starts[s]) * BLOCK, sizeof(Element) * BLOCK);
+    }
+    for (int b = from; b < to; b++) {
+      float* panel = w.residual + b * BLOCK;
+      __builtin_memcpy(panel + size_t(s) * m.padded_hidden, panel + size_t(piece.starts[s]) * m.padded_hidden, sizeof(float) * BLOCK);
+    }
+  }
+}
+
 template <class A>
 static void forward(const Model& m, const Workspace& w, const Piece& piece, const Team& team) {
   using Element = typename A::Element;
@@ -145,8 +161,8 @@ static void forward(const Model& m, const Workspace& w, const Piece& piece, cons
     if (team.size > 1) team.wait(team.barrier);
   };
   char* scratch = w.scratch[team.rank];
-  const int rows = (piece.tokens + A::ROWS - 1) / A::ROWS * A::ROWS;
-  const int t0 = share(piece.tokens, team.rank), t1 = share(piece.tokens, team.rank + 1);
+  const auto whole = [](int count) { return (count + A::ROWS - 1) / A::ROWS * A::ROWS; };
+  int rows = whole(piece.tokens), t0 = share(piece.tokens, team.rank), t1 = share(piece.tokens, team.rank + 1);
   const int h0 = share(m.heads, team.rank), h1 = share(m.heads, team.rank + 1);
   const int hidden_panels = m.padded_hidden / BLOCK, wide_panels = m.intermediate / BLOCK;
   const int n0 = share(hidden_panels, team.rank), n1 = share(hidden_panels, team.rank + 1);
@@ -171,6 +187,10 @@ static void forward(const Model& m, const Workspace& w, const Piece& piece, cons
     for (int s = 0; s < piece.sequences; s++) {
       const int start = piece.starts[s], length = piece.starts[s + 1] - start;
       for (int h = h0; h < h1; h++) A::attention(m, wide, mixed, w.stride, start, length, h, scratch);
+    }
+    if (piece.first_only && l + 1 == m.layer_count) {  // what follows treats each row by itself
+      keep_first_rows<A>(m, w, piece, h0 * d, h1 * d, n0, n1);
+      rows = whole(piece.sequences), t0 = share(piece.sequences, team.rank), t1 = share(piece.sequences, team.rank + 1);
     }
     wait();
     A::add_product(mixed, w.stride, rows, layer.attention_out, n0, n1, w.residual, m.padded_hidden, scratch);

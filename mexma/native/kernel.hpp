@@ -74,6 +74,7 @@ struct Piece {
   const int32_t* starts = nullptr;  // [sequences + 1]
   int sequences = 0;
   int tokens = 0;
+  bool first_only = false;  // of the last layer's states only each sequence's first is wanted
 };
 
 // Where a piece is worked on. Activations are blocks of 32 columns: [blocks][stride rows][32].
@@ -93,7 +94,7 @@ struct Kernel {
   size_t (*packed_bytes)(Product product, int k, int n);
   void (*pack)(Product product, const float* matrix, int k, int n, void* packed);
   size_t (*scratch_bytes)(const Model& model, int longest);
-  // Leaves the last layer's states in `workspace.residual`.
+  // Leaves the last layer's states in `workspace.residual`, a row for each token or, with first_only, for each sequence.
   void (*forward)(const Model& model, const Workspace& workspace, const Piece& piece, const Team& team);
 };
 

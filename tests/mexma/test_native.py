@@ -157,8 +157,9 @@ def test_every_shape_is_the_references(kernel, shape):
 
 
 @cache
-def shared(kernel: str, threads: int, piece_tokens: int) -> NativeEncoder:
-    return engine(random_weights(), kernel, threads=threads, piece_tokens=piece_tokens)
+def shared(kernel: str, threads: int, piece_tokens: int, mean: bool) -> NativeEncoder:
+    options = {"threads": threads, "piece_tokens": piece_tokens, "mean_pooling": mean}
+    return engine(random_weights(), kernel, **options)
 
 
 @settings(max_examples=60, deadline=None)
@@ -167,13 +168,14 @@ def shared(kernel: str, threads: int, piece_tokens: int) -> NativeEncoder:
     lengths=st.lists(st.one_of(st.integers(1, 40), st.integers(1, 512)), min_size=1, max_size=24),
     threads=st.sampled_from([1, 2, 3]),
     piece_tokens=st.sampled_from([1, 64, 512]),
+    mean=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_a_vector_is_the_same_bits_in_any_batch(kernel, lengths, threads, piece_tokens, seed):
+def test_a_vector_is_the_same_bits_in_any_batch(kernel, lengths, threads, piece_tokens, mean, seed):
     """Whatever it is batched with, cut into which pieces, on how many threads."""
     sequences = [sequence(n, seed) for n in lengths]
-    together = run(shared(kernel, threads, piece_tokens), sequences)
-    alone = np.concatenate([run(shared(kernel, 1, 512), [s]) for s in sequences])
+    together = run(shared(kernel, threads, piece_tokens, mean), sequences)
+    alone = np.concatenate([run(shared(kernel, 1, 512, mean), [s]) for s in sequences])
     assert np.array_equal(together, alone)
 
 
@@ -210,6 +212,21 @@ def test_token_states_are_packed_and_pool_to_the_vector(kernel):
     ends = np.cumsum(lengths)
     for vector, end, length in zip(run(encoder, sequences), ends, lengths, strict=True):
         assert cosine(states[end - length : end].mean(0), vector) > 1 - 1e-6
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_first_tokens_vector_is_its_state(kernel, threads):
+    """Though the last layer is computed for first tokens alone where nobody wants the others' states."""
+    encoder = engine(
+        random_weights(layers=3), kernel, mean_pooling=False, normalise=False, threads=threads
+    )
+    for lengths in ([3, 40, 1, 1, 17, 90], [512], [1], [1] * 40):
+        sequences = [sequence(n, seed) for seed, n in enumerate(lengths)]
+        counts = np.array(lengths, np.int32)
+        states = encoder.token_states(np.concatenate(sequences), counts)
+        first = states[np.cumsum(counts) - counts]
+        np.testing.assert_array_equal(run(encoder, sequences), first)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
