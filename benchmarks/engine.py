@@ -36,6 +36,7 @@ from mexma.native import NativeEncoder, kernels
 from mexma.session import Session
 from mexma.text import TokenBatch
 from mexma.weights import EncoderWeights, Layer, Linear, Norm, Table, read_weights
+from model_export.blocks import in_blocks
 
 DEFAULT = Path(__file__).resolve().parent.parent / "models" / "default"
 PAD = 1
@@ -50,14 +51,15 @@ def sequences(count: int, vocabulary: int) -> list[np.ndarray]:
 
 
 def random_weights(layers: int, hidden: int, heads: int, vocabulary: int) -> EncoderWeights:
-    """Weights as a fresh model has them, of XLM-R's shape."""
+    """Weights as a fresh model's compact artifact has them, of XLM-R's shape: those of layers in 8 bits."""
     rng = np.random.default_rng(0)
 
     def matrix(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, np.float32) * np.float32(0.04)
 
     def linear(n: int, m: int) -> Linear:
-        return Linear(matrix(n, m), matrix(m))
+        coded = in_blocks(np.ascontiguousarray(matrix(n, m).T), 8)
+        return Linear(np.ascontiguousarray(coded.widen().T), matrix(m))
 
     def norm() -> Norm:
         return Norm(1 + matrix(hidden), matrix(hidden))
