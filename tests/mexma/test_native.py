@@ -260,8 +260,8 @@ def test_what_is_not_finite_stays_so_and_stays_where_it_is(kernel, value):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_weights_of_eight_bits_are_what_they_were(kernel):
-    """As compact artifacts hold them: codes, and a scale for 32 inputs of an output, whatever the largest code.
-    What they are multiplied by is made of numbers that every kernel has, so that only weights can be off."""
+    """As compact artifacts hold them: codes, and a scale for 32 inputs of an output, whatever the largest
+    code. What they are multiplied by is made of numbers that every kernel has: only weights can be off."""
     rng = np.random.default_rng(0)
 
     def coded(linear: Linear) -> Linear:
