@@ -121,10 +121,13 @@ size_t packed_bytes(Product product, int k, int n) {
 }
 
 // The scale of a block's column: the one of which all weights are whole multiples, where there is one, else
-// that which gives the largest the last number.
+// that which gives the largest the last number; NaN where a weight is not finite.
 float scale_of(const float* column, int n) {
   float most = 0;
-  for (int i = 0; i < BLOCK; i++) most = std::fmax(most, std::fabs(column[size_t(i) * n]));
+  for (int i = 0; i < BLOCK; i++) {
+    if (!std::isfinite(column[size_t(i) * n])) return NAN;
+    most = std::fmax(most, std::fabs(column[size_t(i) * n]));
+  }
   for (int last = 127; last; last--) {
     const float scale = most / float(last);
     int i = 0;
@@ -146,8 +149,9 @@ void pack(Product product, const float* matrix, int k, int n, void* packed) {
         const float scale = scale_of(column, n);
         int total = 0;
         for (int i = 0; i < BLOCK; i++) {
-          const float value = scale > 0 ? std::nearbyint(column[size_t(i) * n] / scale) : 0;
-          const auto code = static_cast<int8_t>(value);
+          // Of a scale that is denormal itself it may be more than 127.
+          const float whole = scale > 0 ? std::nearbyint(column[size_t(i) * n] / scale) : 0;
+          const auto code = static_cast<int8_t>(std::fmax(-127, std::fmin(127, whole)));
           total += code;
           out[(c / 16 * 8 + i / 4) * 64 + c % 16 * 4 + i % 4] = code;
         }

@@ -259,6 +259,28 @@ def test_what_is_not_finite_stays_so_and_stays_where_it_is(kernel, value):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_weights_that_are_not_finite_or_hardly_there(kernel):
+    weights = random_weights(layers=1)
+    (layer,) = weights.layers
+    for part in ("query", "value", "attention_out", "widen", "narrow"):
+        linear = getattr(layer, part)
+        for value in (np.nan, np.inf, -np.inf):
+            matrix = linear.matrix.copy()
+            matrix[3] = value
+            broken = replace(layer, **{part: replace(linear, matrix=matrix)})
+            (vector,) = run(engine(replace(weights, layers=[broken]), kernel), [sequence(9)])
+            assert not np.isfinite(vector).any(), (part, value)
+        tiny = linear.matrix * np.float32(1e-43)  # a few of the smallest steps there are
+        small = replace(layer, **{part: replace(linear, matrix=tiny)})
+        none = replace(layer, **{part: replace(linear, matrix=np.zeros_like(tiny))})
+        vectors = [
+            run(engine(replace(weights, layers=[one]), kernel), [sequence(9)])
+            for one in (small, none)
+        ]
+        np.testing.assert_allclose(*vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_weights_of_eight_bits_are_what_they_were(kernel):
     """As compact artifacts hold them: codes, and a scale for 32 inputs of an output, whatever the largest
     code. What they are multiplied by is made of numbers that every kernel has: only weights can be off."""
