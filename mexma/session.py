@@ -26,13 +26,14 @@ __all__ = ["ENGINES", "PROVIDERS", "Device", "Engine", "Session"]
 
 Device = Literal["cpu", "cuda"]
 Engine = Literal[
-    "auto", "amx", "avx512_vnni", "avx512_bf16", "avx512", "avx2", "portable", "cuda", "onnxruntime"
+    "auto", "amx", "avx512_bf16_vnni", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable", "cuda",
+    "onnxruntime",
 ]  # fmt: skip
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 # What the manifest's precision promises of the arithmetic: fp32 vectors are the original's, compact
 # ones are off by rounding to 8 bits anyway.
-ARITHMETIC = {"fp32": ("fp32",), "compact": ("bf16 and int8", "bf16", "fp32")}
+ARITHMETIC = {"fp32": ("fp32",), "compact": ("bf16 and int8", "bf16", "int16 and int8", "fp32")}
 IN_HALF = ("fp16", "compact")
 """What is computed in fp16 on a GPU; compact artifacts too, for it rounds less than bf16 does."""
 FAILED = (IndexError, ValueError, MemoryError, RuntimeError)

@@ -100,8 +100,8 @@ class Settings(BaseSettings):
     engine: Engine = Field(
         "auto",
         description="What computes. auto takes on a CPU the first of this project's own that the "
-        "processor has: amx, avx512_vnni and avx512_bf16 (bf16, the second int8 too, for compact artifacts; "
-        "the latter two where the processor multiplies these faster than fp32), avx512 and avx2 (fp32); with "
+        "processor has and is fast with: amx, avx512_bf16_vnni and avx512_bf16 (bf16, the second int8 too), "
+        "avx512_vnni (int16 and int8), these four for compact artifacts, avx512 and avx2 (fp32); with "
         "MEXMA_DEVICE=cuda cuda (fp16, for fp16 and compact artifacts, from compute capability 8.0 on); and "
         "ONNX Runtime elsewhere. portable must be named. `/v1/models` and the log say which, and why. "
         "Naming one insists on it: a machine that cannot run it is refused at start.",

@@ -39,9 +39,11 @@ else:
     NOT_BUILT = ""
 
 Float = NDArray[np.float32]
-Arithmetic = Literal["fp32", "bf16", "bf16 and int8"]
+Arithmetic = Literal["fp32", "bf16", "bf16 and int8", "int16 and int8"]
 
-KERNELS = ("amx", "avx512_vnni", "avx512_bf16", "avx512", "avx2", "portable")
+KERNELS = (
+    "amx", "avx512_bf16_vnni", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"
+)  # fmt: skip
 BLOCK = 32  # columns that the kernels take at once; narrower matrices are padded with zeros
 
 # Tokens of one thread's share of a batch: see `benchmarks/results/engine_*.md`.

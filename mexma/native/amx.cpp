@@ -13,6 +13,7 @@ namespace {
 constexpr int LANES = 16;
 #include "forward.hpp"
 #include "bf16.hpp"
+#include "pieces.hpp"
 
 // Rows and columns of two neighbouring matrix blocks: 32 x 32 results in tiles 0 to 3.
 constexpr size_t TILE_BYTES = 1024;

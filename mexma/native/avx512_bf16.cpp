@@ -16,6 +16,7 @@ namespace {
 constexpr int LANES = 16;
 #include "forward.hpp"
 #include "bf16.hpp"
+#include "pieces.hpp"
 #include "pairs.hpp"
 
 using Arithmetic = Pairs<StorePairs>;

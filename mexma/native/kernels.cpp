@@ -15,9 +15,10 @@ namespace mexma {
 
 extern const Kernel portable_kernel;
 #if defined(__x86_64__)
-extern const Kernel amx_kernel, avx512_vnni_kernel, avx512_bf16_kernel, avx512_kernel, avx2_kernel;
+extern const Kernel amx_kernel, avx512_bf16_vnni_kernel, avx512_bf16_kernel, avx512_vnni_kernel, avx512_kernel, avx2_kernel;
 double bf16_pace();   // products of bf16 for one of fp32, in avx512_bf16.cpp
-double bytes_pace();  // products of bytes for one of bf16, in avx512_vnni.cpp
+double bytes_pace();  // products of bytes for one of bf16, in avx512_bf16_vnni.cpp
+double words_pace();  // products of words for one of fp32, in avx512_vnni.cpp
 #endif
 
 // p(a) = erf(a / sqrt 2) / 2 through three Chebyshev nodes of each piece, as powers of a.
@@ -73,7 +74,7 @@ bool system_gives_tiles() {
 const std::vector<const Kernel*>& kernels() {
   static const std::vector<const Kernel*> all = {
 #if defined(__x86_64__)
-      &amx_kernel, &avx512_vnni_kernel, &avx512_bf16_kernel, &avx512_kernel, &avx2_kernel,
+      &amx_kernel, &avx512_bf16_vnni_kernel, &avx512_bf16_kernel, &avx512_vnni_kernel, &avx512_kernel, &avx2_kernel,
 #endif
       &portable_kernel};
   return all;
@@ -85,8 +86,9 @@ std::string missing(const Kernel& kernel) {
     const Kernel* kernel;
     std::vector<const char*> features;
   } needs[] = {{&amx_kernel, {"avx512f", "avx512_bf16", "amx_tile", "amx_bf16"}},
-               {&avx512_vnni_kernel, {"avx512f", "avx512_bf16", "avx512_vnni"}},
+               {&avx512_bf16_vnni_kernel, {"avx512f", "avx512_bf16", "avx512_vnni"}},
                {&avx512_bf16_kernel, {"avx512f", "avx512_bf16"}},
+               {&avx512_vnni_kernel, {"avx512f", "avx512_vnni"}},
                {&avx512_kernel, {"avx512f"}},
                {&avx2_kernel, {"avx2"}}};
   for (const auto& need : needs) {
@@ -102,14 +104,20 @@ std::string missing(const Kernel& kernel) {
 std::string slow(const Kernel& kernel) {
   if (&kernel == &portable_kernel) return "slower than any runtime";
 #if defined(__x86_64__)
-  // Both measured once, in a millisecond: 2 or 1 or less, hardly between.
-  if ((&kernel == &avx512_bf16_kernel || &kernel == &avx512_vnni_kernel) && missing(kernel).empty()) {
+  if (!missing(kernel).empty()) return "";
+  // Measured once, in a millisecond or two: 2, or 1 or less, hardly between.
+  constexpr double FASTER = 1.4;
+  if (&kernel == &avx512_bf16_kernel || &kernel == &avx512_bf16_vnni_kernel) {
     static const double pace = bf16_pace();
-    if (pace < 1.4) return "this processor multiplies bf16 hardly faster than fp32";
+    if (pace < FASTER) return "this processor multiplies bf16 hardly faster than fp32";
   }
-  if (&kernel == &avx512_vnni_kernel && missing(kernel).empty()) {
+  if (&kernel == &avx512_bf16_vnni_kernel) {
     static const double pace = bytes_pace();
-    if (pace < 1.4) return "this processor multiplies bytes hardly faster than bf16";
+    if (pace < FASTER) return "this processor multiplies bytes hardly faster than bf16";
+  }
+  if (&kernel == &avx512_vnni_kernel) {
+    static const double pace = words_pace();
+    if (pace < FASTER) return "this processor multiplies words hardly faster than fp32";
   }
 #endif
   return "";

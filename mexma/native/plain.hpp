@@ -196,9 +196,9 @@ struct Plain {
   }
 };
 
-static size_t plain_packed_bytes(Product, int k, int n) { return size_t(k) * n * 4; }
+[[maybe_unused]] static size_t plain_packed_bytes(Product, int k, int n) { return size_t(k) * n * 4; }
 
-static void plain_pack(Product, const float* matrix, int k, int n, void* packed) {
+[[maybe_unused]] static void plain_pack(Product, const float* matrix, int k, int n, void* packed) {
   auto* out = static_cast<float*>(packed);
   for (int panel = 0; panel < n / BLOCK; panel++)
     for (int row = 0; row < k; row++)

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 
 KERNELS = [k.name for k in native.kernels() if not k.missing]
 ARITHMETIC = {k.name: k.arithmetic for k in native.kernels()}
-BOUND = {"fp32": 1 - 2e-6, "bf16": 0.9995, "bf16 and int8": 0.9995}
+BOUND = {"fp32": 1 - 2e-6, "bf16": 0.9995, "bf16 and int8": 0.9995, "int16 and int8": 0.9995}
 PLACES, VOCABULARY = 512, 300
 
 
