@@ -1,6 +1,8 @@
 // Kernel for processors whose AVX-512 multiplies pairs of bf16 (Zen 4, Cooper Lake and later): products
 // in bf16, those of attention too.
 
+#include <chrono>
+
 #include "gelu.hpp"
 #include "kernel.hpp"
 

@@ -1,6 +1,7 @@
 // Kernel for processors whose AVX-512 multiplies bytes twice as fast as bf16 (Zen 5): the two products that end in a sum
 // with the residual, five twelfths of all, in bytes, the others as in avx512_bf16.
 
+#include <chrono>
 #include <cmath>
 
 #include "gelu.hpp"

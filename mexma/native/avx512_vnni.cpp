@@ -2,6 +2,7 @@
 // Lake): two of a layer's products in words, twice as fast as fp32 and about as exact, those that end in a sum with the
 // residual in bytes, four times as fast. Attention in fp32.
 
+#include <chrono>
 #include <cmath>
 
 #include "gelu.hpp"

@@ -1,7 +1,6 @@
-// How fast this processor's instructions are, measured. Included after the instruction set was chosen.
+// How fast this processor's instructions are, measured. Included after the instruction set was chosen, and <chrono> before
+// that, since its functions may become those of files for other processors.
 #pragma once
-
-#include <chrono>
 
 namespace mexma {
 namespace {
