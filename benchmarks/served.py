@@ -119,9 +119,9 @@ def picture(subjects: list[Subject], loads: list[Load], engine: float, file: Pat
 
 
 class EngineAlone:
-    """The engine in this process, on a GPU with as many batches at once as the service runs, with the texts that
-    servers get in the same round. Figures of each: texts/s with tokenisation, the same without it, and ms for one
-    text without it."""
+    """The engine in this process, on a GPU with as many batches at once as the service runs, with texts of the
+    seed that servers' texts are of in the same round. Figures of each: texts/s with tokenisation, the same
+    without it, and ms for one text without it."""
 
     def __init__(self, model: Path, device: str):
         self.encoder = OnnxEncoder(model, device=device)  # type: ignore[arg-type]

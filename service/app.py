@@ -21,7 +21,6 @@ from mexma import __version__
 from mexma.encoder import Encoder
 from mexma.errors import StoreUnavailable
 from service import http_errors, openapi
-from service.caller import INTERNAL_BULK
 from service.canaries import Canaries
 from service.demo import offer_demo
 from service.engine.encoders import Encoders
@@ -238,8 +237,7 @@ async def _start(state: State) -> None:
     try:
         await asyncio.to_thread(state.detector.detect, "warm up")
         for embedder in state.encoders:
-            # As interactive it would keep the first bulk work's batches short for a while.
-            await embedder.embed(["warm up"], caller=INTERNAL_BULK)
+            await embedder.embed(["warm up"])
             await state.encoders.tune(embedder)
         if state.settings.collections:
             await state.canaries.check_all()

@@ -4,12 +4,14 @@
 compiler. Each kernel is for one instruction set; which of them can run is asked of the
 processor at run time:
 
-    amx          products and attention in bf16 on tiles (Xeons from Sapphire Rapids on)
-    avx512_bf16  products in bf16, those of attention too
+    amx               products and attention in bf16 on tiles (Xeons from Sapphire Rapids on)
+    avx512_bf16_vnni  as avx512_bf16; products that end in a sum with the residual in int8
+    avx512_bf16       products in bf16, those of attention too
+    avx512_vnni       products in int16, those that end in a sum with the residual in int8
     avx512, avx2, portable    fp32
 
-Some processors multiply pairs of bf16 no faster than fp32 (Xeons), others twice as fast (Zen 5). It is
-measured, in a millisecond, when the kernels are listed first.
+Some processors multiply pairs of bf16 no faster than fp32 (Xeons), others twice as fast (Zen 5), and so with
+bytes. It is measured, in a millisecond or two, when the kernels are listed first.
 
 Tokens of all sequences lie one after the other. A row's sums are always taken in the same order,
 so a vector is the same to the last bit whatever it is batched with and however many threads there

@@ -1,7 +1,8 @@
 // Products of whole numbers in AVX-512. Included after forward.hpp, in the same namespace.
 //
 // 32 weights of an output share a scale, as a compact artifact holds them, and so do a token's 32 neighbouring activations.
-// So those weights are what they were, and an activation is off by half a step of its 32 at most.
+// So those weights are what they were, unless heads are padded to whole blocks and a block behind attention is of two of the
+// artifact's; other weights are rounded. An activation is off by half a step of its 32 at most.
 
 // 32 activations: codes, and their scale behind them.
 //
@@ -45,7 +46,10 @@ struct Bytes {
   template <bool SIGNED>
   static inline void put(void* to, __m512 low, __m512 high) {
     constexpr float MOST = SIGNED ? 127 : 255;
-    if (!SIGNED) low = _mm512_sub_ps(low, _mm512_set1_ps(LEAST)), high = _mm512_sub_ps(high, _mm512_set1_ps(LEAST));
+    if (!SIGNED) {  // gelu's pieces give less than LEAST below -50,000; in this order NaN stays NaN
+      low = _mm512_max_ps(_mm512_setzero_ps(), _mm512_sub_ps(low, _mm512_set1_ps(LEAST)));
+      high = _mm512_max_ps(_mm512_setzero_ps(), _mm512_sub_ps(high, _mm512_set1_ps(LEAST)));
+    }
     const float most = largest_of(low, high), scale = most * (1 / MOST);
     const __m512 factor = _mm512_set1_ps(MOST / most);  // infinite for zeros: some codes, whose scale is zero
     const __m512i zero = _mm512_set1_epi32(SIGNED ? ZERO : 0);
@@ -100,7 +104,7 @@ struct Panels {
       if (!std::isfinite(column[size_t(i) * n])) return NAN;
       most = std::fmax(most, std::fabs(column[size_t(i) * n]));
     }
-    for (int last = 127; last; last--) {
+    for (int last = most > 0 ? 127 : 0; last; last--) {
       const float scale = most / float(last), times = 1 / scale;
       int i = 0;
       for (; i < BLOCK; i++) {

@@ -37,7 +37,7 @@ from service.engine.batcher import Batcher, Job
 from service.engine.cache import VectorCache
 from service.engine.holders import Holders
 from service.engine.invariance import InvarianceCheck
-from service.engine.lanes import Lane
+from service.engine.lanes import SERVICE, Lane
 from service.engine.state_room import StateRoom
 from service.language_meter import LanguageMeter
 from service.metrics import Metrics
@@ -391,7 +391,7 @@ class Embedder:
                     job = await (self._submit or self.batcher.submit)(
                         sequences,
                         lane=caller.lane or self._lane(sum(map(len, sequences))),
-                        client=caller.client,
+                        client=SERVICE if internal else caller.client,
                         deadline=started + limit_s,
                         claim=None if internal else claims.current.get(),
                         **more,

@@ -55,6 +55,10 @@ STATES = b"states!"
 # An interactive client is about for so long after its last request.
 ABOUT_S = 5.0
 
+SERVICE = b"\nthe service"
+"""The client whose work is the service's own, such as canaries: it has turns as others have, but is nobody
+who may come again, and so is never about. No header can hold it."""
+
 
 @dataclass(eq=False, slots=True)
 class Entry:
@@ -309,14 +313,15 @@ class Lanes:
 
     def _interactive_about(self, now: float) -> bool:
         """Whether any interactive client was seen lately."""
-        flows = self._queues["interactive"].flows.values()
-        return any(now - flow.seen <= ABOUT_S for flow in flows)
+        flows = self._queues["interactive"].flows.items()
+        return any(now - flow.seen <= ABOUT_S for client, flow in flows if client != SERVICE)
 
     def _light_about(self, now: float, quantum: float) -> bool:
         """Whether a light interactive client was seen lately."""
         return any(
             now - flow.seen <= ABOUT_S and self._is_light(flow, now, quantum)
-            for flow in self._queues["interactive"].flows.values()
+            for client, flow in self._queues["interactive"].flows.items()
+            if client != SERVICE
         )
 
     def _is_light(self, flow: _Flow, now: float, quantum: float) -> bool:

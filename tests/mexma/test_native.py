@@ -259,6 +259,18 @@ def test_what_is_not_finite_stays_so_and_stays_where_it_is(kernel, value):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_gelu_of_what_is_very_negative_is_nothing(kernel):
+    weights = random_weights(layers=1)
+    (layer,) = weights.layers
+    bias = layer.widen.bias.copy()
+    bias[3] = -1e5
+    layer = replace(layer, widen=replace(layer.widen, bias=bias))
+    weights = replace(weights, layers=[layer])
+    (vector,) = run(engine(weights, kernel), [sequence(9)])
+    assert cosine(vector, reference(weights, sequence(9))) > 0.99
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_weights_that_are_not_finite_or_hardly_there(kernel):
     weights = random_weights(layers=1)
     (layer,) = weights.layers

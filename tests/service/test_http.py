@@ -363,11 +363,15 @@ def one_runs_and_one_waits(client, encoder: FakeEncoder, waits: str = "waiting")
             thread.join()
 
 
-def test_bulk_work_right_after_the_start_runs_in_whole_batches(make_client):
-    """The service's own first text is no interactive client, for whose sake batches would be short."""
-    client = make_client(encoder := FakeEncoder(), max_batch_items=16)
-    encoder.batches.clear()
+@pytest.mark.parametrize("demo", [False, True])
+def test_bulk_work_right_after_the_start_runs_in_whole_batches(make_client, demo):
+    """The service's own texts, the first one and canaries, are no interactive client's, for whose sake
+    batches would be short."""
+    client = make_client(encoder := FakeEncoder(max_tokens=512), max_batch_items=16, demo=demo)
+    while client.get("/health/ready").status_code != 200:
+        pass
     texts = [f"text {n:02d}" for n in range(16)]
+    encoder.batches.clear()
     response = client.post("/v1/embeddings", json={"input": texts}, headers={"x-lane": "bulk"})
     assert response.status_code == 200
     assert [len(batch) for batch in encoder.batches] == [16]

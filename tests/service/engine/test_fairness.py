@@ -40,7 +40,7 @@ def simulate(*, connections: int, small: bool = True, seed: int = 0) -> Outcome:
     """connections: of the large client, each of which sends when its last answer has come."""
     draw = random.Random(seed)
     length, number = lengths(draw), itertools.count()
-    lanes = Lanes(max_batch_tokens=1024, max_batch_items=32, pads=False)
+    lanes = Lanes(max_batch_tokens=1024, max_batch_items=64, pads=False)
     cost, alone_tokens = BatchCost(), 32.0
     coming: list[tuple[float, int, str]] = []
     running: list[Entry] = []

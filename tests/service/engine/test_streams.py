@@ -55,7 +55,7 @@ def run_with(
         batcher = Batcher(
             encoder.run,
             max_batch_tokens=1024,
-            max_batch_items=32,
+            max_batch_items=64,
             max_queue_tokens=10**6,
             pads=False,
             streams=streams,

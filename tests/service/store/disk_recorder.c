@@ -24,6 +24,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int out = -1;
+static pid_t own;
 static char root[PATH_MAX];
 static unsigned char tracked[1 << 16];
 
@@ -31,6 +32,7 @@ __attribute__((constructor)) static void start(void) {
   const char *log = getenv("RECORD_LOG"), *below = getenv("RECORD_ROOT");
   if (!log || !below) return;
   snprintf(root, sizeof root, "%s/", below);
+  own = getpid();
   out = (int)syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (out < 0) abort();
 }
@@ -241,9 +243,10 @@ int mkdirat(int at, const char *path, mode_t mode) {
   ONE('d', at, path, real(at, path, mode));
 }
 
-/* The builder's thread may be at work as the process ends: what it has done is recorded whole, or not done. */
+/* The builder's thread may be at work as the process ends: what it has done is recorded whole, or not done. A child that
+   could not start a program shares the lock. */
 void _exit(int status) {
-  pthread_mutex_lock(&lock);
+  if (getpid() == own) pthread_mutex_lock(&lock);
   syscall(SYS_exit_group, status);
   __builtin_unreachable();
 }
