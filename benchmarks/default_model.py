@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.circumstances import RESULTS, ROOT, circumstances, result_file
+from benchmarks.circumstances import ROOT, circumstances, result_file
 from mexma.artifact import read_manifest, write_manifest
 from mexma.encoder import OnnxEncoder, encode
 from mexma.neighbours import nearest
@@ -220,7 +220,6 @@ def report(held_out: dict[str, dict[str, tuple[float, float]]], tables: dict[str
             for part, rows in [*held_out.items(), ("**mean**", mean_of(held_out))]
         ),
     ])  # fmt: skip
-    RESULTS.mkdir(exist_ok=True)
     result_file("default_model_tatoeba36").write_text(
         f"# Tatoeba-36, default model ({manifest.fingerprint}, {manifest.precision})\n\n"
         "`python -m benchmarks.default_model --keep --checkpoint … --backbone … --tatoeba …` "

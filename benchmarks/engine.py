@@ -377,12 +377,14 @@ shapes (1,024 tokens, through torch): {rate / 1e12:.2f} T/s in this run.
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 """
-    result_file(f"engine_{a.shape}").write_text(report)
+    file = result_file(f"engine_{a.shape}")
+    file.write_text(report)
     print(report)
-    picture(a.shape, rates)
+    picture(a.shape, rates, file.with_suffix(".png"))
+    print(f"written to {file}")
 
 
-def picture(shape: str, rates: dict[str, list[float]]) -> None:
+def picture(shape: str, rates: dict[str, list[float]], file: Path) -> None:
     """Bars of the medians beside the table."""
     import matplotlib
 
@@ -400,7 +402,7 @@ def picture(shape: str, rates: dict[str, list[float]]) -> None:
     axes.set_title(f"{shape}: {os.cpu_count()} cores", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(result_file(f"engine_{shape}").with_suffix(".png"), dpi=130)
+    figure.savefig(file, dpi=130)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ import numpy as np
 import torch
 
 from benchmarks import gpu_search
-from benchmarks.circumstances import RESULTS, circumstances, result_file, say
+from benchmarks.circumstances import circumstances, result_file, results_folder, say
 from benchmarks.export_large import SHAPE as LARGE
 from benchmarks.export_large import random_checkpoint
 from benchmarks.gpu_ways import (
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     p.add_argument("--only", type=parts, default=PARTS, help=f"of {', '.join(PARTS)}, by commas")
     p.add_argument(
-        "--out", type=Path, default=RESULTS if CUDA else None, help="folder for the report"
+        "--out", type=Path, default=results_folder() if CUDA else None, help="folder for the report"
     )
     a = p.parse_args(argv)
     run(a, partial(say, started=time.perf_counter()))

@@ -31,7 +31,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.circumstances import RESULTS, circumstances, result_file, say
+from benchmarks.circumstances import circumstances, result_file, results_folder, say
 from benchmarks.generators import Generator
 from benchmarks.load import sentences
 from benchmarks.subjects import INFINITY, Subject, has_infinity, infinity, ours, plain
@@ -186,7 +186,9 @@ def main() -> None:
         "--generators", type=int, default=max(1, len(os.sched_getaffinity(0)) // 4),
         help="processes that the clients of a load are divided among",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
+    parser.add_argument(
+        "--out", type=Path, default=results_folder(), help="folder for the report (%(default)s)"
+    )
     arguments = parser.parse_args()
     loads = LOADS[arguments.device]
     if arguments.loads:
@@ -345,7 +347,7 @@ def report(
             rows.append(
                 f"| {load[0]} | {load[1]} | {subject.name}{f' ({failed} failed)' * bool(failed)} | "
                 f"{subject.median(load, 'texts_per_s'):.0f} | "
-                f"{statistics.median(of_engine):.2f} | {statistics.median(times):.2f} | "
+                f"{spread(of_engine)} | {spread(times)} | "
                 f"{subject.median(load, 'p50_ms'):.1f} | {subject.median(load, 'p99_ms'):.1f} | "
                 f"{subject.median(load, 'cpu_ms'):.2f} | {subject.median(load, 'busiest_generator'):.2f} |"
             )
@@ -377,7 +379,7 @@ time, all threads together, that the server took for a request of 64 texts.
         f"""# Served, beside the engine alone and other servers
 
 `python -m benchmarks.served{f" --device {arguments.device}" * bool(on_gpu)}{" --peers PYTHON --checkpoint DIR" if arguments.peers else ""}`. {circumstances(runtime, "fastapi", "uvicorn", "uvloop")}
-{f"{on_gpu}. " * bool(on_gpu)}{arguments.rounds} interleaved rounds of {arguments.seconds:g} s a load, {len(os.sched_getaffinity(0))} threads for each server, medians. Servers and load
+{f"{on_gpu}. " * bool(on_gpu)}{arguments.rounds} interleaved rounds of {arguments.seconds:g} s a load, {len(os.sched_getaffinity(0))} threads for each server, medians (and ranges). Servers and load
 generators share the machine's cores; they took {cpu:.0f} us of processor time a request ({singles[0]} clients, {singles[1]} texts).
 Smallest cosine to the engine's vectors, 64 texts: {"; ".join(equal)}.
 {"".join(f"{chr(10)}{note}.{chr(10)}" for note in notes)}
@@ -395,6 +397,12 @@ Up to {arguments.generators} generators at once; `generator` is the share of a c
 """
     )
     print(file.read_text())
+    print(f"written to {file}")
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":

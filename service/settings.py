@@ -209,8 +209,8 @@ class Settings(BaseSettings):
         ge=0,
         description="Tokens in one batch of bulk work while no interactive client is about, and texts in "
         "proportion; never fewer than `MEXMA_MAX_BATCH_TOKENS`. 0 measures that many, twice and four times "
-        "as many at the first start, for a second, and keeps what it found in MEXMA_DATA_DIR, by machine "
-        "and artifact.",
+        "as many (as long as a batch takes a tenth of a second) at the first start, for a second, and keeps "
+        "what it found in MEXMA_DATA_DIR, by machine and artifact; without its tuning.json it does so again.",
     )
     max_queue_tokens: int = Field(
         262_144,
