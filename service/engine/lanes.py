@@ -234,7 +234,7 @@ class Lanes:
         quantum: tokens of a batch that does not keep a light interactive client waiting. most: tokens
         of an interactive batch. The entries stay joinable by `add` until `finish`.
         """
-        lane = self._next_lane(quantum)
+        lane = self.next_lane(quantum)
         if lane is None:
             return []
         queue = self._queues[lane]
@@ -295,7 +295,8 @@ class Lanes:
         self._entries.clear()
         return entries
 
-    def _next_lane(self, quantum: float) -> Lane | None:
+    def next_lane(self, quantum: float) -> Lane | None:
+        """Whose turn it is; None when nothing waits."""
         interactive, bulk = self._queues["interactive"], self._queues["bulk"]
         if not interactive.items:
             return "bulk" if bulk.items else None

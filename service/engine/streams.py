@@ -93,6 +93,12 @@ class Streams:
         """Batches that run."""
         return sum(s.since is not None for s in self._streams)
 
+    @property
+    def bulk_tokens(self) -> int:
+        """Tokens of the batches of bulk work that run."""
+        batches = [s.owed for s in self._streams if s.since is not None]
+        return sum(tokens_in(batch) for batch in batches if batch and batch[0].lane == "bulk")
+
     def running_s(self) -> float:
         """How long the batch that began first of those that run has been running; 0 if none does."""
         began = [since for s in self._streams if (since := s.since) is not None]

@@ -165,6 +165,34 @@ def test_while_a_light_client_is_about_others_run_one_batch_at_a_time(lane):
     run_with(scenario)
 
 
+@pytest.mark.parametrize("large", [True, False])
+def test_who_comes_first_does_not_wait_for_a_large_batch_of_bulk_work(large):
+    """Which was begun when no interactive client was about. Beside a small one it would gain nothing."""
+
+    async def scenario(batcher: Batcher, encoder: Gated) -> None:
+        batcher.cost.observe(10, 0.01)  # so a batch beside a light client has some 40 tokens
+        bulk = some(8 if large else 1, LONG if large else 40, 9)
+        heavy = asyncio.create_task(batcher.submit(bulk, client="heavy", lane="bulk"))
+        await encoder.begun(1)
+        more = asyncio.create_task(batcher.submit(some(20, LONG, 99), client="heavy", lane="bulk"))
+        light = asyncio.create_task(batcher.submit(some(1, 3), client="light"))
+        if large:
+            await encoder.begun(2)
+            encoder.gates[1].set()
+            await light  # while the large one runs on
+            assert not heavy.done()
+        await nothing_more_begins(encoder, 1 + large)
+        again = asyncio.create_task(batcher.submit(some(1, 3, 200), client="light"))
+        if large:
+            await encoder.begun(3)
+            encoder.gates[2].set()
+            await again
+        encoder.let_all()
+        await asyncio.gather(heavy, more, light, again)
+
+    run_with(scenario)
+
+
 def test_many_light_clients_have_both():
     async def scenario(batcher: Batcher, encoder: Gated) -> None:
         first = asyncio.create_task(batcher.submit(some(1, 3), client="first"))
