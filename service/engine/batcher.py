@@ -53,7 +53,7 @@ WORTH_TOKENS = 256
 
 # Who comes when no interactive client was about does not wait for the batch of bulk work that runs, of more
 # than so many times the tokens it has while one is about, but is computed beside it: 1,024 tokens take 50 ms
-# on two cores, a sentence beside them 4.
+# on two cores.
 OVERTAKES = 4
 
 
