@@ -1,6 +1,6 @@
 // Kernel for processors that have AVX-512's products of whole numbers, and none of bf16 or no fast ones (Cascade Lake, Ice
-// Lake): two of a layer's products in words, twice as fast as fp32 and about as exact, those that end in a sum with the
-// residual in bytes, four times as fast. Attention in fp32.
+// Lake): two of a layer's products in words, with half of fp32's instructions and about as exact, those that end in a sum
+// with the residual in bytes, with a quarter. Attention in fp32.
 
 #include <chrono>
 #include <cmath>
