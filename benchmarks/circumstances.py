@@ -16,23 +16,20 @@ RESULTS = Path(__file__).resolve().parent / "results"
 ROOT = RESULTS.parent.parent
 
 
-def results_folder() -> Path:
-    """Where results go: to `build/benchmarks`, as a trial must not replace what is published, or where
-    BENCHMARK_RESULTS says (`benchmarks/results` to publish)."""
-    folder = Path(os.environ.get("BENCHMARK_RESULTS") or ROOT / "build" / "benchmarks")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def result_file(what: str, accelerator: str = "", folder: Path | None = None) -> Path:
+    """Where a result is kept: `<what>_<hardware>_<date>.md`.
 
-
-def result_file(what: str, accelerator: str = "") -> Path:
-    """Where a result is kept: `<what>_<hardware>_<date>.md` in `results_folder`.
-
-    accelerator: name of the device that did the work; "" for the processor.
+    accelerator: name of the device that did the work; "" for the processor. folder: made where it is missing;
+    None for `build/benchmarks`, as a trial must not replace what is published, or where BENCHMARK_RESULTS
+    says (`benchmarks/results` to publish).
     """
+    if folder is None:
+        folder = Path(os.environ.get("BENCHMARK_RESULTS") or ROOT / "build" / "benchmarks")
+    folder.mkdir(parents=True, exist_ok=True)
     cores = len(os.sched_getaffinity(0))
     hardware = accelerator or f"{_cpuinfo('model name')} {cores}c"
     name = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
-    return results_folder() / f"{what}_{name}_{datetime.date.today().isoformat()}.md"
+    return folder / f"{what}_{name}_{datetime.date.today().isoformat()}.md"
 
 
 def say(what: str, started: float) -> None:

@@ -41,7 +41,7 @@ import numpy as np
 import torch
 
 from benchmarks import gpu_search
-from benchmarks.circumstances import circumstances, result_file, results_folder, say
+from benchmarks.circumstances import circumstances, result_file, say
 from benchmarks.export_large import SHAPE as LARGE
 from benchmarks.export_large import random_checkpoint
 from benchmarks.gpu_ways import (
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     p.add_argument("--only", type=parts, default=PARTS, help=f"of {', '.join(PARTS)}, by commas")
     p.add_argument(
-        "--out", type=Path, default=results_folder() if CUDA else None, help="folder for the report"
+        "--out", type=Path, help="folder for the report; a dry run writes none without it"
     )
     a = p.parse_args(argv)
     run(a, partial(say, started=time.perf_counter()))
@@ -114,7 +114,7 @@ def run(a: argparse.Namespace, say: Say) -> None:
     """All parts that were asked for. Whatever is known is printed and in the file at once."""
     what = "gpu" if len(a.only) == len(PARTS) else f"gpu_{'_'.join(a.only)}"
     device, written = torch.cuda.get_device_name() if CUDA else "", ""
-    file = a.out and a.out / result_file(what, device).name
+    file = result_file(what, device, a.out) if CUDA or a.out else None
     for section in sections(a, say):
         print(section, flush=True)
         written += section + "\n"

@@ -31,7 +31,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.circumstances import circumstances, result_file, results_folder, say
+from benchmarks.circumstances import circumstances, result_file, say
 from benchmarks.generators import Generator
 from benchmarks.load import sentences
 from benchmarks.subjects import INFINITY, Subject, has_infinity, infinity, ours, plain
@@ -187,7 +187,7 @@ def main() -> None:
         help="processes that the clients of a load are divided among",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, default=results_folder(), help="folder for the report (%(default)s)"
+        "--out", type=Path, help="folder for the report, in place of build/benchmarks"
     )
     arguments = parser.parse_args()
     loads = LOADS[arguments.device]
@@ -366,7 +366,7 @@ time, all threads together, that the server took for a request of 64 texts.
 """
     on_gpu = gpu_name() if arguments.device == "cuda" else ""
     name = "served" if arguments.model == DEFAULT_MODEL else f"served_{engine.encoder.manifest.dim}"
-    file = arguments.out / result_file(name, on_gpu).name
+    file = result_file(name, on_gpu, arguments.out)
     rate, ids_rate = statistics.median(engine.rates), statistics.median(engine.ids_rates)
     try:
         picture(subjects, loads, rate, file.with_suffix(".png"))

@@ -13,7 +13,7 @@ namespace {
 constexpr int LANES = 16;
 #include "forward.hpp"
 #include "bf16.hpp"
-#include "pieces.hpp"
+#include "gelu_pieces.hpp"
 
 // Rows and columns of two neighbouring matrix blocks: 32 x 32 results in tiles 0 to 3.
 constexpr size_t TILE_BYTES = 1024;
@@ -334,14 +334,10 @@ size_t scratch_bytes(const Model& m, int longest) {
   return row > most ? row : most;
 }
 
-void run(const Model& model, const Workspace& workspace, const Piece& piece, const Team& team) {
-  forward<Amx>(model, workspace, piece, team);
-}
-
 }  // namespace
 
 extern const Kernel amx_kernel;
-const Kernel amx_kernel = {"amx", "bf16", 2, bf16_packed_bytes, bf16_pack, scratch_bytes, run};
+const Kernel amx_kernel = {"amx", "bf16", 2, bf16_packed_bytes, bf16_pack, scratch_bytes, run_forward<Amx>};
 
 }  // namespace mexma
 #endif

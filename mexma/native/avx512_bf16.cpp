@@ -18,14 +18,8 @@ namespace {
 constexpr int LANES = 16;
 #include "forward.hpp"
 #include "bf16.hpp"
-#include "pieces.hpp"
+#include "gelu_pieces.hpp"
 #include "pairs.hpp"
-
-using Arithmetic = Pairs<StorePairs>;
-
-void run(const Model& model, const Workspace& workspace, const Piece& piece, const Team& team) {
-  forward<Arithmetic>(model, workspace, piece, team);
-}
 
 }  // namespace
 
@@ -40,7 +34,7 @@ double bf16_pace() {
 }
 
 extern const Kernel avx512_bf16_kernel;
-const Kernel avx512_bf16_kernel = {"avx512_bf16", "bf16", 2, bf16_packed_bytes, bf16_pack, pairs_scratch_bytes, run};
+const Kernel avx512_bf16_kernel = {"avx512_bf16", "bf16", 2, bf16_packed_bytes, bf16_pack, pairs_scratch_bytes, run_forward<Pairs<StorePairs>>};
 
 }  // namespace mexma
 #endif

@@ -20,7 +20,7 @@ constexpr int LANES = 16;
 #include "forward.hpp"
 #include "bf16.hpp"
 #include "integers.hpp"
-#include "pieces.hpp"
+#include "gelu_pieces.hpp"
 #include "pairs.hpp"
 
 struct StoreBytes {
@@ -35,20 +35,12 @@ struct PairsAndBytes : Pairs<StoreBytes> {
   }
 };
 
-bool in_bytes(Product product) { return product == Product::attention_out || product == Product::narrow; }
-
 size_t packed_bytes(Product product, int k, int n) {
   return in_bytes(product) ? Panels<Bytes>::packed_bytes(k, n) : bf16_packed_bytes(product, k, n);
 }
 
 void pack(Product product, const float* matrix, int k, int n, void* packed) {
-  if (!in_bytes(product)) return bf16_pack(product, matrix, k, n, packed);
-  const bool mixed = product == Product::attention_out;
-  Panels<Bytes>::pack(matrix, k, n, mixed ? ZERO : 0, mixed ? 0 : LEAST, packed);
-}
-
-void run(const Model& model, const Workspace& workspace, const Piece& piece, const Team& team) {
-  forward<PairsAndBytes>(model, workspace, piece, team);
+  in_bytes(product) ? pack_bytes(product, matrix, k, n, packed) : bf16_pack(product, matrix, k, n, packed);
 }
 
 }  // namespace
@@ -62,7 +54,7 @@ double bytes_pace() {
 }
 
 extern const Kernel avx512_bf16_vnni_kernel;
-const Kernel avx512_bf16_vnni_kernel = {"avx512_bf16_vnni", "bf16 and int8", 2, packed_bytes, pack, pairs_scratch_bytes, run};
+const Kernel avx512_bf16_vnni_kernel = {"avx512_bf16_vnni", "bf16 and int8", 2, packed_bytes, pack, pairs_scratch_bytes, run_forward<PairsAndBytes>};
 
 }  // namespace mexma
 #endif

@@ -21,7 +21,7 @@ constexpr int LANES = 16;
 #include "forward.hpp"
 #include "plain.hpp"
 #include "integers.hpp"
-#include "pieces.hpp"
+#include "gelu_pieces.hpp"
 
 struct StoreMixed {
   static inline void store(float* to, const V (&parts)[PARTS]) { Bytes::put<true>(to, (__m512)parts[0], (__m512)parts[1]); }
@@ -57,16 +57,12 @@ struct Integers {
   }
 };
 
-bool in_bytes(Product product) { return product == Product::attention_out || product == Product::narrow; }
-
 size_t packed_bytes(Product product, int k, int n) {
   return in_bytes(product) ? Panels<Bytes>::packed_bytes(k, n) : Panels<Words>::packed_bytes(k, n);
 }
 
 void pack(Product product, const float* matrix, int k, int n, void* packed) {
-  if (!in_bytes(product)) return Panels<Words>::pack(matrix, k, n, 0, 0, packed);
-  const bool mixed = product == Product::attention_out;
-  Panels<Bytes>::pack(matrix, k, n, mixed ? ZERO : 0, mixed ? 0 : LEAST, packed);
+  in_bytes(product) ? pack_bytes(product, matrix, k, n, packed) : Panels<Words>::pack(matrix, k, n, 0, 0, packed);
 }
 
 }  // namespace

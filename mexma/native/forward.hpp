@@ -207,3 +207,9 @@ static void forward(const Model& m, const Workspace& w, const Piece& piece, cons
   }
   A::leave();
 }
+
+// As kernels offer it.
+template <class A>
+static void run_forward(const Model& model, const Workspace& workspace, const Piece& piece, const Team& team) {
+  forward<A>(model, workspace, piece, team);
+}

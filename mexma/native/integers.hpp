@@ -178,3 +178,11 @@ struct Panels {
         [&](int row, int panel, __m512 low, __m512 high) { _mm512_storeu_ps(at(row, panel), low), _mm512_storeu_ps(at(row, panel) + 16, high); });
   }
 };
+
+// The products that end in a sum with the residual: what goes into them has few outliers.
+inline bool in_bytes(Product product) { return product == Product::attention_out || product == Product::narrow; }
+
+inline void pack_bytes(Product product, const float* matrix, int k, int n, void* packed) {
+  const bool mixed = product == Product::attention_out;
+  Panels<Bytes>::pack(matrix, k, n, mixed ? ZERO : 0, mixed ? 0 : LEAST, packed);
+}

@@ -210,8 +210,3 @@ static size_t row_scratch_bytes(const Model& m, int longest) {
   const size_t attention = RowAttention<A>::bytes(m.head_blocks, longest), row = size_t(m.padded_hidden) * 4;
   return attention > row ? attention : row;
 }
-
-template <class A>
-static void run_forward(const Model& model, const Workspace& workspace, const Piece& piece, const Team& team) {
-  forward<A>(model, workspace, piece, team);
-}

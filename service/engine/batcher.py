@@ -361,10 +361,13 @@ class Batcher:
         if not beside:
             return self._lanes.items > 0
         quantum = self._quantum()
-        if self._tokens_for_beside >= WORTH_TOKENS and not self._lanes.gives_way(now, quantum):
-            return True
-        overtakes = self._streams.bulk_tokens > OVERTAKES * quantum
-        return overtakes and self._lanes.next_lane(quantum) == "interactive"
+        enough = self._tokens_for_beside >= WORTH_TOKENS
+        return (enough and not self._lanes.gives_way(now, quantum)) or self._overtakes(quantum)
+
+    def _overtakes(self, quantum: float) -> bool:
+        """Whether interactive work waits behind a batch of bulk work that is too large to wait for."""
+        large = self._streams.bulk_tokens > OVERTAKES * quantum
+        return large and self._lanes.next_lane(quantum) == "interactive"
 
     @property
     def _tokens_for_beside(self) -> int:
